@@ -1,0 +1,1 @@
+"""What runs in the notebook kernel. Nothing here imports mlx, mlx_lm or mpi4py."""

@@ -1,0 +1,98 @@
+"""Every error is a pair: what is wrong, and what to type next.
+
+Both parts are positional, so that an error pickles unchanged on its way back from an engine.
+Only the magics turn these into IPython's one-line errors.
+"""
+
+
+class MlxNbError(Exception):
+    """Base of every error raised by mlx_nb.
+
+    Attributes:
+        problem: What is wrong, and on which rank, as one sentence.
+        fix: What to type next, as one sentence.
+    """
+
+    def __init__(self, problem: str, fix: str) -> None:
+        super().__init__(problem, fix)
+        self.problem = problem
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return f"{self.problem} {self.fix}"
+
+
+class ClusterError(MlxNbError):
+    """The cluster could not be started, reached or stopped."""
+
+
+class NoClusterError(ClusterError):
+    """Something needs a cluster, and none is running."""
+
+
+class DifferentClusterError(ClusterError):
+    """A cluster runs already, and it is not the one that was asked for."""
+
+
+class TooFewEnginesError(ClusterError):
+    """Fewer ranks answered than were asked for."""
+
+
+class ProfileError(ClusterError):
+    """A profile is unknown or cannot be read."""
+
+
+class RankLostError(ClusterError):
+    """A rank's process ended or became unreachable."""
+
+
+class RankSilentError(ClusterError):
+    """A rank has given no sign of life for the length of the deadline."""
+
+
+class NoModelError(MlxNbError):
+    """Something needs a loaded model, and none is loaded."""
+
+
+class ModelNotFoundError(MlxNbError):
+    """No model is known by that name, folder or Hugging Face id."""
+
+
+class ModelError(MlxNbError):
+    """The model's files cannot be used: configuration, tokenizer or architecture."""
+
+
+class WeightsError(ModelError):
+    """A weight file is missing, truncated, or lacks a tensor that this rank owns."""
+
+
+class PlanError(MlxNbError):
+    """The layers cannot be divided over the ranks in the way that was asked for."""
+
+
+class PromptError(MlxNbError):
+    """The prompt cannot be fed: empty, not tokens, or not in the vocabulary."""
+
+
+class OptionError(MlxNbError):
+    """An option's value is out of range."""
+
+
+class SiteError(MlxNbError):
+    """No such site in this model, or it is not observable."""
+
+
+class ValueShapeError(MlxNbError):
+    """A value that was assigned does not fit where it should go."""
+
+
+class RunError(MlxNbError):
+    """A run failed on a rank; `pipe.last` keeps what it had produced."""
+
+
+class RunFinished(MlxNbError):  # noqa: N818 - the public surface names it so, as StopIteration is
+    """The run has no further stop: it stands past its last token."""
+
+
+class TransferTooLargeError(MlxNbError):
+    """An array is too large to hand over whole; the message names a slice to ask for."""
