@@ -1,0 +1,111 @@
+"""How sizes, shapes, ranges and numbers are printed, everywhere the same."""
+
+from collections.abc import Iterable, Sequence
+
+KIB = 1024
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+
+
+def format_size(size_bytes: float) -> str:
+    """Bytes as the views print them: B, KiB, MiB or GiB.
+
+    >>> format_size(84_672), format_size(326_000_000), format_size(12), format_size(64 * 2**30)
+    ('83 KiB', '311 MiB', '12 B', '64.0 GiB')
+    """
+    if size_bytes < KIB:
+        return f"{size_bytes:.0f} B"
+    if size_bytes < MIB:
+        return f"{size_bytes / KIB:.0f} KiB"
+    if size_bytes < 10 * MIB:
+        return f"{size_bytes / MIB:.1f} MiB"
+    if size_bytes < GIB:
+        return f"{size_bytes / MIB:.0f} MiB"
+    return f"{size_bytes / GIB:.1f} GiB"
+
+
+def format_layers(layers: range) -> str:
+    """A half-open layer range as users read it: inclusive.
+
+    >>> format_layers(range(0, 15)), format_layers(range(7, 8)), format_layers(range(0))
+    ('layers 0–14', 'layer 7', 'no layers')
+    """
+    if len(layers) == 0:
+        return "no layers"
+    if len(layers) == 1:
+        return f"layer {layers.start}"
+    return f"layers {layers.start}–{layers.stop - 1}"
+
+
+def format_shape(shape: Sequence[int], axes: Sequence[str] = ()) -> str:
+    """A shape with its axis letters where they are known.
+
+    >>> format_shape((1, 37, 576), ("B", "L", "D")), format_shape((1, 9, 37, 64), ("B", "H", "L"))
+    ('[B 1, L 37, D 576]', '[B 1, H 9, L 37, 64]')
+    """
+    named = [f"{axes[i]} {n}" if i < len(axes) and axes[i] else str(n) for i, n in enumerate(shape)]
+    return f"[{', '.join(named)}]"
+
+
+def format_number(value: float) -> str:
+    """A statistic in about four significant digits, without exponents where they can be avoided.
+
+    >>> format_number(-3.1212), format_number(1204.4), format_number(0.0), format_number(1.5e-07)
+    ('-3.12', '1204', '0', '1.5e-07')
+    """
+    if value != value or value in (float("inf"), float("-inf")):
+        return str(value)
+    size = abs(value)
+    if size == 0:
+        return "0"
+    if size >= 1e6 or size < 1e-3:
+        return f"{value:.2g}"
+    if size >= 100:
+        return f"{value:.0f}"
+    if size >= 10:
+        return f"{value:.1f}"
+    return f"{value:.2f}" if size >= 0.01 else f"{value:.4f}"
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds in the unit a person would use.
+
+    >>> format_duration(0.00021), format_duration(2.25), format_duration(8 * 3600)
+    ('0.2 ms', '2.2 s', '8.0 h')
+    """
+    if seconds < 1:
+        return f"{seconds * 1000:.1f} ms"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def format_table(rows: Iterable[Sequence[str]], *, indent: int = 1, right: Iterable[int] = ()) -> str:
+    """Rows of text in aligned columns, two spaces apart; `right` names right-aligned columns.
+
+    >>> print(format_table([["rank", "state"], ["0", "idle"]]))
+     rank  state
+     0     idle
+    """
+    table = [list(row) for row in rows]
+    if not table:
+        return ""
+    width = [max(len(row[i]) for row in table if i < len(row)) for i in range(max(map(len, table)))]
+    aligned = set(right)
+    lines = []
+    for row in table:
+        cells = [c.rjust(width[i]) if i in aligned else c.ljust(width[i]) for i, c in enumerate(row)]
+        lines.append((" " * indent + "  ".join(cells)).rstrip())
+    return "\n".join(lines)
+
+
+def first_words(text: str, length: int = 40) -> str:
+    """The start of a prompt on one line.
+
+    >>> first_words("What is\\nthe capital of France, and why is it not Lyon?", 24)
+    'What is the capital of …'
+    """
+    line = " ".join(text.split())
+    return line if len(line) <= length else line[: length - 1].rstrip() + " …"
