@@ -1,0 +1,26 @@
+"""The run that is under way, seen from inside the model's own code.
+
+Run state belongs to the run, never to modules: a stub or a hook finds it here. It is a context
+variable because every greenlet keeps its own, so a stopped run and a free one do not meet.
+"""
+
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+from mlx_nb.engine.pytree import Tree
+
+
+class PassContext(Protocol):
+    """What a stub asks of the run whose forward pass called it."""
+
+    def received(self) -> Tree:
+        """The whole return value of the layer before this rank's first."""
+
+    def deliver(self, value: Tree) -> Tree:
+        """Hand the last owned layer's whole return value on; what it returns goes on through the model."""
+
+    def saw_kv(self, entries: list[Any]) -> None:
+        """An owned layer was called with these KV cache entries."""
+
+
+ACTIVE: ContextVar[Any] = ContextVar("mlx_nb_active_run", default=None)

@@ -1,0 +1,75 @@
+"""The one adapter to mlx-lm's KV cache objects; its API changes between minor versions.
+
+On every rank the list of entries keeps its full length in model order, since models index it for
+masks (`cache[0]`, `fa_idx`). Entries of layers that live elsewhere are *ghosts*: they advance their
+offsets without holding data, so that masks come out as they would in one process.
+"""
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.generate import maybe_quantize_kv_cache
+from mlx_lm.models.cache import make_prompt_cache
+
+KVEntry = Any
+
+
+def make_kv_cache(model: nn.Module, max_kv_size: int | None = None) -> list[KVEntry]:
+    """A fresh KV cache for every layer of the whole model, in model order."""
+    return list(make_prompt_cache(model, max_kv_size))
+
+
+def is_kv_entry(value: object) -> bool:
+    """Whether a layer's argument is a KV cache entry (all of mlx-lm's classes have a state)."""
+    return hasattr(value, "state") and (hasattr(value, "is_trimmable") or hasattr(value, "update_and_fetch"))
+
+
+def advance_ghost(entry: KVEntry, batch: int, length: int) -> None:
+    """Move an entry of a layer that lives elsewhere on by `length` tokens."""
+    if hasattr(entry, "caches"):
+        for part in entry.caches:
+            advance_ghost(part, batch, length)
+        return
+    if not hasattr(entry, "update_and_fetch"):
+        return  # SSM and conv states count no positions
+    if type(entry).__name__ in ("KVCache", "QuantizedKVCache", "ConcatenateKVCache"):
+        # Their masks read only the offset; nothing need be stored.
+        entry.offset += length
+        return
+    # Rings and chunked entries derive masks from what they store: one head of width 1 is enough. It is
+    # evaluated at once, because lazy updates would grow a graph over the whole generation.
+    nothing = mx.zeros((batch, 1, length, 1))
+    entry.update_and_fetch(nothing, nothing)
+    mx.eval(state_arrays(entry))
+
+
+def state_arrays(entry: KVEntry) -> list[mx.array]:
+    """The arrays that an entry holds now (they change with its next update)."""
+    found: list[mx.array] = []
+
+    def visit(node: Any) -> None:
+        if isinstance(node, mx.array):
+            found.append(node)
+        elif isinstance(node, list | tuple):
+            for item in node:
+                visit(item)
+
+    visit(entry.state)
+    return found
+
+
+def offset_of(entry: KVEntry) -> int:
+    """Positions written so far, or -1 for a class that counts none."""
+    for part in getattr(entry, "caches", ()):
+        if (offset := offset_of(part)) >= 0:
+            return offset
+    offset = getattr(entry, "offset", -1)
+    if isinstance(offset, mx.array):
+        return int(offset.max().item())
+    return int(offset)
+
+
+def quantize_kv_cache(entries: list[KVEntry], start: int, group_size: int, bits: int | None) -> None:
+    """Quantise the entries that are long enough, in place, as mlx-lm does after each pass."""
+    maybe_quantize_kv_cache(entries, quantized_kv_start=start, kv_group_size=group_size, kv_bits=bits)
