@@ -34,7 +34,11 @@ class DifferentClusterError(ClusterError):
     """A cluster runs already, and it is not the one that was asked for."""
 
 
-class TooFewEnginesError(ClusterError):
+class ClusterStartError(ClusterError):
+    """The controller or the ranks did not come up; whatever had started was stopped again."""
+
+
+class TooFewEnginesError(ClusterStartError):
     """Fewer ranks answered than were asked for."""
 
 
@@ -90,7 +94,7 @@ class RunError(MlxNbError):
     """A run failed on a rank; `pipe.last` keeps what it had produced."""
 
 
-class RunFinished(MlxNbError):  # noqa: N818 - the public surface names it so, as StopIteration is
+class RunFinished(MlxNbError):
     """The run has no further stop: it stands past its last token."""
 
 

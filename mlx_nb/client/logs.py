@@ -1,0 +1,67 @@
+"""What the processes of a cluster have written: a file per rank, mpirun's own words, the controller's log."""
+
+import re
+from pathlib import Path
+
+from mlx_nb.client.launch import rank_log_folder
+from mlx_nb.shared.ids import Rank
+
+TAIL_LINES = 100
+
+
+class LogText(str):
+    """A text that shows its lines in a notebook, not its escapes."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def rank_log(folder: Path, rank: Rank) -> str:
+    """What a rank has written, stdout and stderr in one; empty if there is nothing."""
+    # mpirun puts a directory per job in between, and pads the rank with zeros when there are many.
+    files = [f for f in rank_log_folder(folder).glob("*/rank.*/stdout") if _rank_of(f) == rank]
+    return "".join(_read(file) for file in sorted(files, key=lambda f: f.stat().st_mtime))
+
+
+def mpirun_log(folder: Path) -> str:
+    """What mpirun itself has written: why a start failed, which rank a signal ended."""
+    text = "".join(_read(file) for file in sorted((folder / "log").glob("ipengine-*.log")))
+    return "\n".join(line for line in text.splitlines() if line.strip("-= \t"))
+
+
+def controller_log(folder: Path) -> str:
+    """What the controller has written."""
+    return "".join(_read(file) for file in sorted((folder / "log").glob("ipcontroller-*.log")))
+
+
+def last_words(folder: Path, rank: Rank, lines: int = 3) -> str:
+    """The end of a rank's log on one line; empty if it has written nothing."""
+    written = [line.strip() for line in rank_log(folder, rank).splitlines() if line.strip()]
+    return " / ".join(written[-lines:])
+
+
+def collect(folder: Path, ranks: list[Rank], *, all_processes: bool = True) -> LogText:
+    """The end of each log under a heading, ranks first."""
+    parts = {f"rank {rank}": rank_log(folder, rank) for rank in ranks}
+    if all_processes:
+        parts |= {"mpirun": mpirun_log(folder), "controller": controller_log(folder)}
+    shown = []
+    for title, text in parts.items():
+        lines = text.splitlines()
+        left_out = f" · last {TAIL_LINES} of {len(lines)} lines" if len(lines) > TAIL_LINES else ""
+        body = lines[-TAIL_LINES:] or ["(nothing)"]
+        shown.append("\n".join([f"── {title}{left_out} ──", *body]))
+    return LogText("\n\n".join(shown))
+
+
+def _rank_of(file: Path) -> int:
+    return int(re.sub(r"\D", "", file.parent.name) or -1)
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(errors="replace")
+    except OSError:
+        return ""

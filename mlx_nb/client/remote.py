@@ -1,0 +1,249 @@
+"""The border: the only place in `client/` that names `mlx_nb.engine`.
+
+Nothing of the engine is imported here. A call travels as a name and its arguments, and the rank looks the
+name up in its own table.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakSet
+
+import ipyparallel as ipp
+from ipyparallel.serialize import deserialize_object
+
+from mlx_nb.shared.errors import ClusterError, MlxNbError, RankLostError, RankSilentError, RunError
+from mlx_nb.shared.failure import Failure, RankTraceback
+from mlx_nb.shared.ids import EngineId, Rank
+from mlx_nb.shared.spec import RankInfo
+
+# Evaluated on the rank: this is how the call gets over without a line of engine code being shipped.
+RUN_THERE = ipp.Reference("__import__('mlx_nb.engine.calls', fromlist=['run']).run")
+
+SLICE_S = 0.1
+"""How long one wait lasts, so that Ctrl-C and a lost rank are seen in between."""
+
+GRACE_S = 2.0
+"""How long a wait goes on once a rank is lost or has failed: time for the others to report what they saw."""
+
+OnEvent = Callable[[Rank, dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Pending:
+    """A call that is on its way on one rank; `result` is ipyparallel's handle."""
+
+    rank: Rank
+    name: str
+    result: ipp.AsyncResult
+
+    @property
+    def done(self) -> bool:
+        return bool(self.result.ready())
+
+
+class _Lost:
+    """The outcome of a call whose engine ended."""
+
+
+def _nobody() -> set[Rank]:
+    return set()
+
+
+@dataclass(slots=True)
+class Remote:
+    """Calls functions on ranks by name.
+
+    Attributes:
+        client: ipyparallel's client. It must not be called from two threads side by side: hold `lock`.
+        table: Every rank's engine and process.
+        lost: Tells which ranks are gone.
+        why: Tells why a rank is gone, and how its log ends.
+        lock: Held for each submit; the waiting is done without it.
+        ended: Once the cluster has been stopped: a sentence that says so.
+    """
+
+    client: ipp.Client
+    table: Mapping[Rank, RankInfo]
+    lost: Callable[[], set[Rank]] = _nobody
+    why: Callable[[Rank], str] = "rank {} does not answer".format
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    ended: str = ""
+    _sent: WeakSet[Pending] = field(default_factory=WeakSet)
+
+    def call(
+        self, rank: Rank | int, name: str, /, *args: Any, timeout_s: float | None = None, **kwargs: Any
+    ) -> Any:
+        """Call a function on one rank and wait for what it returns.
+
+        Raises:
+            MlxNbError: What the rank raised; a `RunError` if it was no error of ours.
+            RankLostError: A rank ended meanwhile.
+            RankSilentError: `timeout_s` went by without an answer.
+        """
+        return self.wait([self.submit(rank, name, *args, **kwargs)], timeout_s=timeout_s)[0]
+
+    def call_all(self, name: str, /, *args: Any, timeout_s: float | None = None, **kwargs: Any) -> list[Any]:
+        """Call a function on every rank; returns what they return, rank 0 first. Raises as `call` does."""
+        return self.wait(self.submit_all(name, *args, **kwargs), timeout_s=timeout_s)
+
+    def submit(
+        self, rank: Rank | int, name: str, /, *args: Any, on_event: OnEvent | None = None, **kwargs: Any
+    ) -> Pending:
+        """Send a call to one rank without waiting.
+
+        Args:
+            rank: Where.
+            name: A name in the rank's table of calls.
+            args, kwargs: Plain data for the function.
+            on_event: Gets the rank and each event that the call publishes, with its ``number``. It runs on
+                ipyparallel's own thread: it must be short, must not raise, and must not call a rank.
+
+        Raises:
+            RankLostError: The rank is gone.
+        """
+        where = Rank(int(rank))
+        self._check(where)
+        with self.lock:
+            result = self.client[self.table[where].engine].apply_async(RUN_THERE, name, args, kwargs)
+            if on_event:
+                for message in result._children:  # at once: the first event comes about 1 ms later
+                    message.iopub_callbacks.append(_relay(where, on_event))
+        pending = Pending(where, name, result)
+        self._sent.add(pending)
+        return pending
+
+    def busy(self, rank: Rank) -> bool:
+        """Whether a call of this kernel is on its way there. (What ``%%px`` runs is not known here.)"""
+        return any(one.rank == rank and not one.done for one in list(self._sent))
+
+    def submit_all(
+        self, name: str, /, *args: Any, on_event: OnEvent | None = None, **kwargs: Any
+    ) -> list[Pending]:
+        """Send a call to every rank without waiting, rank 0 first; see `submit`."""
+        for rank in self.table:
+            self._check(rank)  # all or none: a rank that got the call would wait for the one that did not
+        with self.lock:
+            return [
+                self.submit(rank, name, *args, on_event=on_event, **kwargs) for rank in sorted(self.table)
+            ]
+
+    def wait(self, pending: Sequence[Pending], *, timeout_s: float | None = None) -> list[Any]:
+        """Wait for calls, and return what they returned, in their order. Raises as `call` does.
+
+        Ctrl-C interrupts the ranks and is raised again; whoever wants what the ranks then return
+        (a text so far) catches it and waits for the same calls once more.
+        """
+        try:
+            self._wait(pending, timeout_s)
+        except KeyboardInterrupt:
+            self.interrupt()
+            raise
+        outcomes = [_outcome(one) for one in pending]
+        gone = self.lost() | {one.rank for one, what in zip(pending, outcomes, strict=True) if what is _Lost}
+        failures = [what for what in outcomes if isinstance(what, Failure)]
+        if gone and (failures or any(what is _Lost or what is None for what in outcomes)):
+            # A lost rank is the cause; what the others raised is the consequence.
+            cause = RankTraceback(failures[0].traceback) if failures else None
+            raise self.lost_error(gone) from cause
+        if failures:
+            raise failures[0].error from RankTraceback(failures[0].traceback)
+        return outcomes
+
+    def interrupt(self, timeout_s: float = 5.0) -> None:
+        """Interrupt what the ranks run, as Ctrl-C would; returns when the signals were delivered.
+
+        The signal goes through each engine's nanny: sent through mpirun it would end the whole set.
+        """
+        with self.lock:
+            sent = self.client.send_signal("SIGINT", targets=self.client.ids, block=False)
+        sent.result(timeout_s)
+
+    def lost_error(self, gone: set[Rank]) -> RankLostError:
+        """The error that names the lost ranks, why they are lost, and how their logs end."""
+        text = " ".join(f"{self.table[rank].where} is lost: {self.why(rank)}." for rank in sorted(gone))
+        return RankLostError(text, "Type: %mlx_cluster restart")
+
+    def _wait(self, pending: Sequence[Pending], timeout_s: float | None) -> None:
+        """Return when all calls are done, or some will never be."""
+        began_s = time.monotonic()
+        give_up_s = float("inf")
+        while waiting := [one for one in pending if not one.done]:
+            waiting[0].result.wait(SLICE_S)
+            now_s = time.monotonic()
+            if self.ended:
+                raise ClusterError(self.ended, "Type: %mlx_cluster start")
+            if self.lost() or any(one.done and isinstance(_outcome(one), Failure) for one in pending):
+                give_up_s = min(give_up_s, now_s + GRACE_S)
+            if now_s > give_up_s:
+                return
+            if timeout_s is not None and now_s - began_s > timeout_s and not all(one.done for one in waiting):
+                raise self._silent(waiting, now_s - began_s)
+
+    def _silent(self, waiting: Sequence[Pending], waited_s: float) -> MlxNbError:
+        names = ", ".join(f"{self.table[one.rank].where}" for one in waiting)
+        return RankSilentError(
+            f"{names} has been silent for {waited_s:.0f} s, in {waiting[0].name}.",
+            "Type: %mlx_cluster restart",
+        )
+
+    def _check(self, rank: Rank) -> None:
+        if self.ended:
+            raise ClusterError(self.ended, "Type: %mlx_cluster start")
+        if rank not in self.table:
+            last = len(self.table) - 1
+            raise ClusterError(f"There is no rank {rank}.", f"The ranks of this cluster are 0–{last}.")
+        if rank in self.lost():
+            raise self.lost_error({rank})
+
+
+def ask(client: ipp.Client, engines: Sequence[EngineId], name: str, timeout_s: float) -> dict[EngineId, Any]:
+    """Call a function on engines whose ranks are not known yet.
+
+    Raises:
+        TimeoutError: Not all answered in time.
+        MlxNbError: What one of them raised.
+    """
+    pending = {e: Pending(Rank(-1), name, client[e].apply_async(RUN_THERE, name, (), {})) for e in engines}
+    end_s = time.monotonic() + timeout_s
+    for one in pending.values():
+        while not one.done:
+            one.result.wait(SLICE_S)
+            if time.monotonic() > end_s:
+                raise TimeoutError(f"{name} was not answered in {timeout_s:.0f} s")
+    outcomes = {engine: _outcome(one) for engine, one in pending.items()}
+    for engine, what in outcomes.items():
+        if isinstance(what, Failure):
+            raise what.error from RankTraceback(what.traceback)
+        if what is _Lost:
+            raise RankLostError(f"Engine {engine} ended while it started.", "Type: %mlx_cluster logs")
+    return outcomes
+
+
+def _outcome(one: Pending) -> Any:
+    """What a call has come to: its value, a `Failure`, `_Lost`, or None while it runs."""
+    if not one.done:
+        return None
+    try:
+        return one.result.get(0)
+    except ipp.error.RemoteError as error:
+        if error.ename == "EngineError":
+            return _Lost
+        # Raised outside the rank's own net: the import of the engine's code, or the arguments' unpickling.
+        ours = RunError(
+            f"Rank {one.rank} failed in {one.name}: {error.ename}: {error.evalue}",
+            "To see where, type: %mlx_cluster logs",
+        )
+        return Failure(error=ours, rank=one.rank, traceback=str(error.traceback or ""))
+
+
+def _relay(rank: Rank, on_event: OnEvent) -> Callable[[dict[str, Any]], None]:
+    """A callback for ipyparallel's message stream that passes on the events in it."""
+
+    def relay(message: dict[str, Any]) -> None:
+        if message["header"]["msg_type"] == "data_message":
+            on_event(rank, deserialize_object(message["buffers"])[0])
+
+    return relay
