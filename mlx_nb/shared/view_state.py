@@ -4,17 +4,22 @@ The view reads one JSON object and one small image; it computes nothing about th
 object becomes the static picture that stays in a saved notebook.
 """
 
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 
 class TokenCell(TypedDict):
-    """One token of the strip: `text` with spaces as ``·``; `template` tokens come from the chat template."""
+    """One token of the strip; `template` tokens come from the chat template.
+
+    `text` has spaces as ``·`` and line ends as ``↵``. A cell with `more` stands for that many tokens
+    that are not sent at all, so that a long prompt does not travel with every stop.
+    """
 
     id: int
     text: str
     template: bool
     in_pass: bool
     generated: bool
+    more: NotRequired[int]
 
 
 class LayerCell(TypedDict):
@@ -26,7 +31,10 @@ class LayerCell(TypedDict):
 
 
 class Lane(TypedDict):
-    """One rank. `status` is stopped, waits, running, finished or failed; `note` follows it: ``37 written``."""
+    """One rank. `status` is stopped, waits, running, finished or failed; `note` follows it: ``37 written``.
+
+    `embed` and `head` are None on a rank without one, else done, current or pending as a layer's state.
+    """
 
     rank: int
     host: str
@@ -39,7 +47,10 @@ class Lane(TypedDict):
 
 
 class Wire(TypedDict):
-    """Between lanes `source` and `source + 1`; `text` is empty until something has crossed in this pass."""
+    """Between lanes `source` and `source + 1`; `text` is empty until something has crossed in this pass.
+
+    `state` is idle, sending (it has left, and has not arrived) or crossed.
+    """
 
     source: int
     text: str
@@ -47,6 +58,8 @@ class Wire(TypedDict):
 
 
 class ArgumentRow(TypedDict):
+    """An array in columns; for anything else `shape` has a short repr, and the other two are empty."""
+
     name: str
     shape: str
     dtype: str
@@ -54,6 +67,8 @@ class ArgumentRow(TypedDict):
 
 
 class NumberCell(TypedDict):
+    """One of the five: min, mean, rms, max, NaN. A NaN or Inf other than ``0`` is drawn as an alarm."""
+
     name: str
     value: str
 
@@ -65,6 +80,8 @@ class SourceLine(TypedDict):
 
 
 class SourcePane(TypedDict):
+    """Some lines of the model's own file; `title` is the function: ``Attention.__call__``."""
+
     title: str
     file: str
     breadcrumb: list[str]
@@ -72,7 +89,10 @@ class SourcePane(TypedDict):
 
 
 class ModuleRow(TypedDict):
-    """One row of the folded module tree of the layer where the run stands."""
+    """One row of the folded module tree of the layer where the run stands.
+
+    `path` is printed as it is, indented by `depth`; `state` is done, current or pending.
+    """
 
     path: str
     class_name: str
@@ -94,8 +114,11 @@ class StepperState(TypedDict):
     """The whole first screen, and what is folded below it.
 
     `status` is ready, running, stopped, finished or failed. `sequence` grows with every state:
-    a reply with a lower number than one already drawn is dropped. `site` has the path, `suffix` the
-    ``.input`` that is printed fainter. `preview_label` describes the preview image for a screen reader.
+    a reply with a lower number than one already drawn is dropped; 0 asks the view to number it on
+    arrival. `site` has the path, `suffix` the ``.input`` that is printed fainter. `preview_label`
+    describes the preview image for a screen reader, `preview_limit` is the value where its colours
+    end (``4.38``). `text` replaces the plain text that `widgets.stepper_static` composes; `error` is
+    what went wrong, shown in a pane under everything else.
     """
 
     sequence: int
@@ -113,9 +136,38 @@ class StepperState(TypedDict):
     arguments: list[ArgumentRow]
     numbers: list[NumberCell]
     preview_label: str
+    preview_limit: NotRequired[str]
     source: SourcePane | None
     sentence: str
     modules: list[ModuleRow]
     kv: list[KVRow]
     text: str
     error: str
+
+
+def empty_state() -> StepperState:
+    """A state that shows nothing yet: the base to fill in."""
+    return StepperState(
+        sequence=0,
+        model="",
+        prompt="",
+        status="ready",
+        where="",
+        tokens=[],
+        pass_text="",
+        lanes=[],
+        wires=[],
+        site="",
+        suffix="",
+        site_note="",
+        arguments=[],
+        numbers=[],
+        preview_label="",
+        preview_limit="",
+        source=None,
+        sentence="",
+        modules=[],
+        kv=[],
+        text="",
+        error="",
+    )
