@@ -19,8 +19,11 @@ class PassContext(Protocol):
     def deliver(self, value: Tree) -> Tree:
         """Hand the last owned layer's whole return value on; what it returns goes on through the model."""
 
-    def saw_kv(self, entries: list[Any]) -> None:
-        """An owned layer was called with these KV cache entries."""
+    def saw_kv(self, index: int, arguments: list[Any]) -> None:
+        """Owned layer `index` is being called with these arguments, KV cache entries among them."""
+
+    def layer_done(self, index: int) -> None:
+        """Owned layer `index` has returned."""
 
 
 ACTIVE: ContextVar[Any] = ContextVar("mlx_nb_active_run", default=None)

@@ -34,6 +34,12 @@ def arrays_of(tree: Tree) -> list[mx.array]:
     return flatten(tree)[1]
 
 
+def like(tree: Tree) -> Tree:
+    """A tree of the same structure, shapes and dtypes, of zeros that come from nowhere."""
+    header, arrays = flatten(tree)
+    return unflatten(header, [mx.zeros(array.shape, dtype=array.dtype) for array in arrays])
+
+
 def _encode(node: Tree, arrays: list[mx.array]) -> Any:
     if isinstance(node, mx.array):
         arrays.append(node)

@@ -59,8 +59,9 @@ def stub_class(base: type) -> type:
             )
         if slot.index < slot.owned.start or slot.index >= slot.owned.stop:
             return run.received()
-        run.saw_kv([*args, *kwargs.values()])
+        run.saw_kv(slot.index, [*args, *kwargs.values()])
         value = base.__call__(self, *args, **kwargs)
+        run.layer_done(slot.index)
         if slot.index == slot.owned.stop - 1 and slot.index < slot.num_layers - 1:
             return run.deliver(value)
         return value

@@ -1,0 +1,192 @@
+"""Moving a run on: to its end, or to where a stride says it should stand still.
+
+A greenlet switches out whenever it waits; here is what it switches to. A free run waits inside the
+call, with a deadline; a stepped run goes back to the notebook, so no call stays in an engine while a
+user thinks.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import greenlet
+import mlx.core as mx
+import numpy as np
+
+from mlx_nb.engine.interrupt import Interrupt
+from mlx_nb.engine.probe import Probe, Stop
+from mlx_nb.engine.report import as_rows, first_array, position_of
+from mlx_nb.engine.run import PassEnded, Run, Waiting
+from mlx_nb.engine.transfer import MAX_TRANSFER_BYTES
+from mlx_nb.shared.errors import MlxNbError, RankSilentError, RunError, TransferTooLargeError
+from mlx_nb.shared.outcome import Outcome
+from mlx_nb.shared.preview import colour_indices, pack_preview, pool_extreme
+from mlx_nb.shared.strides import Stride
+from mlx_nb.shared.text import format_size
+
+SILENCE_S = 10.0
+SPIN_S = 0.0005
+NAP_S = 0.00005
+SHORT_WAIT_S = 0.05
+LONG_NAP_S = 0.001
+PREVIEW_ROWS, PREVIEW_COLUMNS = 48, 192
+
+
+@dataclass(slots=True)
+class Driver:
+    """Drives the runs of one rank; remembers where each stands."""
+
+    interrupt: Interrupt
+
+    def run_to_end(self, run: Run) -> Outcome:
+        """Drive a run until it has finished, waiting for the other ranks inside this call.
+
+        An interrupt ends it with the state ``interrupted`` and all tokens so far.
+
+        Raises:
+            MlxNbError: It failed; the other ranks have been told.
+        """
+        run.stepping = False
+        if run.probe is not None:
+            run.probe.stride = Stride(name="run")
+        run.stage.transport.begin(run.request.run_id)
+        with self.interrupt.listening():
+            try:
+                waiting = self._switch(run)
+                while waiting is not None:
+                    if self.interrupt.requested:
+                        return self._interrupted(run)
+                    if isinstance(waiting, Waiting):
+                        self._wait(run, waiting)
+                    waiting = self._switch(run)
+            except MlxNbError:
+                if self.interrupt.requested:
+                    return self._interrupted(run)
+                raise
+        return self._finished(run)
+
+    def step(self, run: Run, stride: Stride, *, preview: bool = False) -> Outcome:
+        """Drive a run until `stride` says stop, its part of the pass is over, or it has finished.
+
+        Raises:
+            MlxNbError: It failed.
+        """
+        if run.probe is None:
+            run.probe = Probe(run)
+            run.stage.hooks.acquire()
+        run.stepping = True
+        run.probe.stride = stride
+        run.probe.interrupted = lambda: self.interrupt.requested
+        run.stage.transport.begin(run.request.run_id)
+        try:
+            with self.interrupt.listening():
+                state = self._switch(run)
+                while isinstance(state, Waiting):
+                    if self.interrupt.requested:
+                        return Outcome(kind="waiting", stride=run.probe.stride, kv=run.kv_offsets())
+                    self._wait(run, state)
+                    state = self._switch(run)
+        finally:
+            run.stage.transport.end(run.request.run_id)
+        left = run.probe.stride
+        if isinstance(state, Stop):
+            run.stop = state
+            picture = self._preview(state) if preview else b""
+            position = position_of(run, state)
+            return Outcome(kind="stop", stride=left, position=position, preview=picture, kv=position.kv, **_text(run))
+        run.stop = None
+        if isinstance(state, PassEnded):
+            return Outcome(kind="handover", stride=left, kv=run.kv_offsets(), **_text(run))
+        return self._finished(run)
+
+    def _switch(self, run: Run) -> Any:
+        """Let the run go on until it switches out; None once its body has returned."""
+        if run.state != "running":
+            raise RunError(f"Run {run.request.run_id} has {run.state}.", "Start another: pipe.generate(…)")
+        current = greenlet.getcurrent()
+        run.greenlet.parent = current
+        try:
+            out = run.greenlet.switch()
+        except MlxNbError as error:
+            self._fail(run, str(error))
+            raise
+        except Exception as error:
+            self._fail(run, f"{type(error).__name__}: {error}")
+            raise _explain(run, error) from error
+        if run.greenlet.dead:
+            run.state = "finished"
+            return None
+        return out
+
+    def _wait(self, run: Run, waiting: Waiting) -> None:
+        """Sleep until something may have come: a short spin, then naps that neither burn a core nor add much."""
+        transport, now = run.stage.transport, time.monotonic()
+        transport.check(run.request.run_id)
+        run.wait_began = run.wait_began or now
+        waited = now - run.wait_began
+        if waited > SPIN_S:
+            time.sleep(NAP_S if waited < SHORT_WAIT_S else LONG_NAP_S)
+        if transport.silent_s(waiting.source) > SILENCE_S:
+            raise RankSilentError(
+                f"Rank {waiting.source} has been silent for {SILENCE_S:.0f} s; "
+                f"rank {run.stage.rank} waits for {waiting.what}.",
+                "Text so far: pipe.last.text. Type: %mlx_cluster restart",
+            )
+
+    def _interrupted(self, run: Run) -> Outcome:
+        run.state = "interrupted"
+        run.stage.transport.abort(run.request.run_id, f"Rank {run.stage.rank} was interrupted.")
+        return Outcome(kind="interrupted", kv=run.kv_offsets(), **_text(run))
+
+    def _finished(self, run: Run) -> Outcome:
+        return Outcome(kind="finished", kv=run.kv_offsets(), logits=_logits(run), **_text(run))
+
+    def _fail(self, run: Run, reason: str) -> None:
+        run.state = "failed"
+        run.stage.transport.abort(run.request.run_id, f"Rank {run.stage.rank} gave the run up: {reason}")
+
+    def _preview(self, stop: Stop) -> bytes:
+        array = first_array(stop)
+        if array is None or array.size == 0 or not mx.issubdtype(array.dtype, mx.floating):
+            return b""
+        small = pool_extreme(as_rows(array), PREVIEW_ROWS, PREVIEW_COLUMNS)
+        rows, columns = small.shape
+        return pack_preview(columns, rows, colour_indices(small).tobytes())
+
+
+def _text(run: Run) -> dict[str, Any]:
+    return {
+        "token_ids": tuple(run.tokens[len(run.request.tokens) :]),
+        "text": run.text,
+        "finish": run.finish,
+        "passes": tuple(run.passes),
+        "prompt_s": run.prompt_s,
+        "decode_s": run.decode_s,
+        "peak_memory_bytes": mx.get_peak_memory(),
+    }
+
+
+def _logits(run: Run) -> np.ndarray | None:
+    """The logits of every position, ``[L, V]`` float32, for a run that asked for them."""
+    if not run.rows:
+        return None
+    size = sum(rows.nbytes for rows in run.rows)
+    if size > MAX_TRANSFER_BYTES:
+        most = MAX_TRANSFER_BYTES // run.rows[0][0].nbytes
+        raise TransferTooLargeError(
+            f"The logits of {sum(map(len, run.rows))} tokens are {format_size(size)}; at most 64 MiB travel at once.",
+            f"Ask for at most {most} tokens.",
+        )
+    return np.concatenate(run.rows)
+
+
+def _explain(run: Run, error: Exception) -> RunError:
+    now = run.current
+    where = f"{now.phase} {now.start}:{now.stop}" if now else "the start"
+    shard = run.stage.shard
+    text = " ".join(str(error).split())[:300]
+    return RunError(
+        f"Rank {run.stage.rank} (layers {shard.layers.start}–{shard.layers.stop - 1}) raised "
+        f"{type(error).__name__} in {where}: {text}",
+        "The cluster still works. Text so far: pipe.last.text",
+    )

@@ -1,0 +1,64 @@
+"""Standing inside a module: every submodule's class swapped for one that reports entry and exit.
+
+The swap happens when the first probe opens and is undone when the last closes, so a free run with
+no probe anywhere costs nothing. While one run is stepped, another passes through at the price of one
+look-up per module.
+"""
+
+from functools import cache
+from typing import Any
+
+import mlx.nn as nn
+
+from mlx_nb.engine.context import ACTIVE
+from mlx_nb.engine.layers import named_modules
+from mlx_nb.engine.stubs import stub_class
+
+_PATH = "_mlx_nb_path"
+
+
+class Hooks:
+    """The hooks of one model; counts who needs them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._users = 0
+        self._before: list[tuple[nn.Module, type]] = []
+
+    def acquire(self) -> None:
+        """One more probe is open."""
+        self._users += 1
+        if self._users > 1:
+            return
+        seen: set[int] = set()
+        for path, module in named_modules(self._model):
+            if id(module) in seen:
+                continue  # a module reachable by two paths keeps its first name
+            seen.add(id(module))
+            self._before.append((module, type(module)))
+            object.__setattr__(module, _PATH, path)
+            base = getattr(type(module), "_mlx_nb_base", None)
+            # A stub stays outermost: layers of other ranks are never reported, a hop comes after the exit.
+            module.__class__ = stub_class(hooked_class(base)) if base else hooked_class(type(module))
+
+    def release(self) -> None:
+        """One probe has closed; the last one gives the modules their classes back."""
+        self._users -= 1
+        if self._users == 0:
+            for module, cls in self._before:
+                module.__class__ = cls
+            self._before.clear()
+
+
+@cache
+def hooked_class(base: type) -> type:
+    """A subclass that reports its calls to the probe of the run that makes them. One for each class."""
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        run = ACTIVE.get()
+        probe = run.probe if run is not None else None
+        if probe is None:
+            return base.__call__(self, *args, **kwargs)
+        return probe.call(self, getattr(self, _PATH), base, args, kwargs)
+
+    return type(base.__name__, (base,), {"__call__": call, "__module__": base.__module__})

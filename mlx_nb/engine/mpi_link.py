@@ -1,0 +1,254 @@
+"""The transport over MPI: non-blocking sends straight out of MLX's memory, polled receives.
+
+Three facts shape it (measured, see ARCHITECTURE.md):
+
+- A pending `Isend` needs its sender to keep entering MPI: over TCP, 64 KB and more never arrive
+  while the sender is elsewhere. A progress thread tests the requests while any is pending. It
+  touches MPI only, never MLX, whose streams belong to one thread.
+- A blocking `Recv` burns a core and hangs for ever when the peer dies: receives are polled.
+- What an interrupted run left in flight must not be taken for the next run's data: the run's id is
+  the message tag, and strangers are drained.
+"""
+
+import contextlib
+import json
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mpi4py import MPI
+
+from mlx_nb.engine.pytree import Tree, flatten, unflatten
+from mlx_nb.engine.transport import Arrival
+from mlx_nb.shared.errors import RankLostError, RunError
+
+NAP_S = 0.001
+HEARTBEAT_S = 1.0
+STALE_S = 30.0
+_HEARTBEAT, _ABORT = 1, 2
+_GONE = "Type: %mlx_cluster restart"
+
+
+@dataclass(slots=True)
+class _Incoming:
+    """A value whose header is here and whose arrays are on their way."""
+
+    header: str
+    arrays: list[mx.array]
+    requests: list[MPI.Request]
+    started: float
+
+
+@dataclass(slots=True)
+class _Outgoing:
+    """Requests under way, and what they read from: neither may go before MPI is done with it."""
+
+    run_id: int
+    requests: list[MPI.Request]
+    keep: list[Any] = field(default_factory=list)
+
+
+class MpiLink:
+    """One rank's links over two communicators of its own: values, and signals (heartbeat, abort)."""
+
+    def __init__(self, world: MPI.Comm | None = None) -> None:
+        comm = world or MPI.COMM_WORLD
+        self.rank, self.size = comm.rank, comm.size
+        self._values: MPI.Intracomm = comm.Dup()
+        self._signals: MPI.Intracomm = comm.Dup()
+        self._tag_limit = comm.Get_attr(MPI.TAG_UB) or 32767
+        self._incoming: dict[tuple[int, int], _Incoming] = {}
+        self._outgoing: deque[_Outgoing] = deque()
+        self._aborted: dict[int, str] = {}
+        self._runs: set[int] = set()
+        self._stale: dict[int, float] = {}
+        self._last_seen = dict.fromkeys(range(self.size), time.monotonic())
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._closed = False
+        self._thread = threading.Thread(target=self._keep_moving, name="mlx_nb progress", daemon=True)
+        self._thread.start()
+
+    def send(self, target: int, run_id: int, value: Tree) -> None:
+        """Start sending a tree: a header, then each array from where MLX holds it."""
+        header, arrays = flatten(value)
+        # contiguous() is a handle of our own: models change theirs in place after the layer loop.
+        sent = [mx.contiguous(array) for array in arrays]
+        mx.eval(sent)
+        described = [[str(a.dtype).removeprefix("mlx.core."), list(a.shape)] for a in sent]
+        text = np.frombuffer(json.dumps([header, described]).encode(), dtype=np.uint8)
+        tag = self._tag(run_id)
+        with self._reporting(target):
+            requests = [self._values.Isend([text, MPI.BYTE], target, tag)]
+            requests += [self._values.Isend([a, MPI.BYTE], target, tag) for a in sent if a.size]
+        with self._lock:
+            self._outgoing.append(_Outgoing(run_id, requests, [text, *sent]))
+        self._wake.set()
+
+    def poll(self, source: int, run_id: int) -> Arrival | None:
+        """The next value of this run from `source`, if it has arrived whole."""
+        key = (source, run_id)
+        with self._reporting(source):
+            if key not in self._incoming and not self._begin_receiving(source, run_id):
+                return None
+            coming = self._incoming[key]
+            if not all([request.Test() for request in coming.requests]):
+                return None
+        del self._incoming[key]
+        self._last_seen[source] = time.monotonic()
+        return Arrival(
+            value=unflatten(coming.header, coming.arrays),
+            size_bytes=sum(array.nbytes for array in coming.arrays),
+            seconds=time.monotonic() - coming.started,
+        )
+
+    def abort(self, run_id: int, reason: str) -> None:
+        """Tell every other rank that this run is given up; a dead rank is passed over."""
+        text = reason[:500].encode()
+        for target in self._others():
+            with contextlib.suppress(MPI.Exception):
+                request = self._signals.Isend([_signal(_ABORT, run_id, text), MPI.BYTE], target, _ABORT)
+                with self._lock:
+                    self._outgoing.append(_Outgoing(run_id, [request]))
+        self._wake.set()
+
+    def check(self, run_id: int) -> None:
+        """Read the signals; raise if another rank has given this run up."""
+        self._read_signals()
+        if reason := self._aborted.pop(run_id, None):
+            raise RunError(reason, "The other ranks stopped with it; the cluster still works.")
+
+    def silent_s(self, source: int) -> float:
+        """Seconds since `source` last gave a sign of life."""
+        return time.monotonic() - self._last_seen[source]
+
+    def begin(self, run_id: int) -> None:
+        """Send signs of life until `end`, and count the others' silence from now."""
+        self._read_signals()
+        now = time.monotonic()
+        for rank in self._last_seen:
+            self._last_seen[rank] = now
+        self._runs.add(run_id)
+        self._wake.set()
+
+    def end(self, run_id: int) -> None:
+        """This rank has left the run."""
+        self._runs.discard(run_id)
+
+    def forget(self, run_id: int) -> None:
+        """Receive and drop what a run left in flight, now and for a while to come.
+
+        A large message that nobody receives would keep its sender's request pending for ever.
+        """
+        self._aborted.pop(run_id, None)
+        for key in [key for key in self._incoming if key[1] == run_id]:
+            coming = self._incoming.pop(key)
+            # Requests that are posted write into these arrays whenever the bytes come.
+            with self._lock:
+                self._outgoing.append(_Outgoing(run_id, coming.requests, list(coming.arrays)))
+        self._stale[run_id] = time.monotonic()
+        self._wake.set()
+
+    def close(self) -> None:
+        """Stop the progress thread; the communicators end with the process."""
+        self._closed = True
+        self._wake.set()
+        self._thread.join(timeout=2)
+
+    def _tag(self, run_id: int) -> int:
+        return run_id % self._tag_limit
+
+    def _others(self) -> list[int]:
+        return [rank for rank in range(self.size) if rank != self.rank]
+
+    def _begin_receiving(self, source: int, run_id: int) -> bool:
+        status = MPI.Status()
+        message = self._values.Improbe(source, self._tag(run_id), status)
+        if message is None:
+            return False
+        text = bytearray(status.Get_count(MPI.BYTE))
+        message.Recv([text, MPI.BYTE])
+        header, described = _parse_header(bytes(text))
+        arrays = [mx.empty(shape, dtype=getattr(mx, dtype)) for dtype, shape in described]
+        mx.eval(arrays)
+        requests = [self._values.Irecv([a, MPI.BYTE], source, self._tag(run_id)) for a in arrays if a.size]
+        self._incoming[source, run_id] = _Incoming(header, arrays, requests, time.monotonic())
+        return True
+
+    def _read_signals(self) -> None:
+        status = MPI.Status()
+        while True:
+            try:
+                message = self._signals.Improbe(MPI.ANY_SOURCE, MPI.ANY_TAG, status)
+                if message is None:
+                    return
+                text = bytearray(status.Get_count(MPI.BYTE))
+                message.Recv([text, MPI.BYTE])
+            except MPI.Exception:
+                return  # a dead peer shows where a value is awaited from it
+            self._last_seen[status.Get_source()] = time.monotonic()
+            if text[0] == _ABORT:
+                self._aborted[int.from_bytes(text[1:9], "little")] = bytes(text[9:]).decode(errors="replace")
+
+    def _keep_moving(self) -> None:
+        beat = 0.0
+        while not self._closed:
+            busy = self._test_outgoing()
+            self._drain_stale()
+            if self._runs and time.monotonic() - beat > HEARTBEAT_S:
+                beat = time.monotonic()
+                self._send_heartbeats()
+            if busy:
+                time.sleep(NAP_S)
+            else:
+                self._wake.wait(0.05 if self._stale else HEARTBEAT_S / 2 if self._runs else None)
+                self._wake.clear()
+
+    def _test_outgoing(self) -> bool:
+        with self._lock:
+            pending = list(self._outgoing)
+        for item in pending:
+            try:
+                done = all([request.Test() for request in item.requests])
+            except MPI.Exception:
+                done = True  # the peer is gone: nothing will read these bytes
+            if done:
+                with self._lock, contextlib.suppress(ValueError):
+                    self._outgoing.remove(item)
+        return bool(self._outgoing)
+
+    def _drain_stale(self) -> None:
+        for run_id, since in list(self._stale.items()):
+            for source in self._others():
+                with contextlib.suppress(MPI.Exception):
+                    while message := self._values.Improbe(source, self._tag(run_id), status := MPI.Status()):
+                        message.Recv([bytearray(status.Get_count(MPI.BYTE)), MPI.BYTE])
+            if time.monotonic() - since > STALE_S:
+                del self._stale[run_id]
+
+    def _send_heartbeats(self) -> None:
+        for target in self._others():
+            with contextlib.suppress(MPI.Exception):
+                request = self._signals.Isend([_signal(_HEARTBEAT, 0, b""), MPI.BYTE], target, _HEARTBEAT)
+                with self._lock:
+                    self._outgoing.append(_Outgoing(0, [request]))
+
+    @contextlib.contextmanager
+    def _reporting(self, peer: int) -> Any:
+        try:
+            yield
+        except MPI.Exception as error:
+            raise RankLostError(f"Rank {peer} is gone ({error.Get_error_string()}).", _GONE) from error
+
+
+def _signal(kind: int, run_id: int, text: bytes) -> bytearray:
+    return bytearray(bytes([kind]) + run_id.to_bytes(8, "little") + text)
+
+
+def _parse_header(text: bytes) -> tuple[str, list[tuple[str, list[int]]]]:
+    header, described = json.loads(text)
+    return header, described

@@ -1,0 +1,200 @@
+"""The pipes that are loaded on this rank, and the calls that the notebook may make on them.
+
+Every function here is called by name through `engine/calls.py`, on one rank or on all.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_nb.engine import events
+from mlx_nb.engine.drive import Driver
+from mlx_nb.engine.interrupt import Interrupt
+from mlx_nb.engine.mpi_link import MpiLink
+from mlx_nb.engine.resolve import resolve_model
+from mlx_nb.engine.stage import Stage
+from mlx_nb.engine.transfer import as_numpy
+from mlx_nb.shared.errors import NoModelError, RunError
+from mlx_nb.shared.loaded import LoadedShard
+from mlx_nb.shared.outcome import Outcome
+from mlx_nb.shared.request import Prompt, RunRequest
+from mlx_nb.shared.strides import Stride
+from mlx_nb.shared.tokens import PromptTokens
+
+PIPES: dict[str, Stage] = {}
+DRIVER = Driver(Interrupt())
+_link: MpiLink | None = None
+
+PROGRESS_EVERY_S = 0.1
+
+
+def link() -> MpiLink:
+    """This rank's links; made by the first load, on all ranks together (duplicating is collective)."""
+    global _link
+    if _link is None:
+        _link = MpiLink()
+    return _link
+
+
+def load(
+    pipe_id: str,
+    name: str,
+    *,
+    split: str | Sequence[int] = "even",
+    dtype: str | None = None,
+    trust_remote_code: bool = False,
+) -> LoadedShard:
+    """Load this rank's share of a model under a pipe's name."""
+    last = 0.0
+
+    def progress(stage: str, done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last > PROGRESS_EVERY_S or done >= total:
+            last = now
+            events.publish({"kind": "progress", "stage": stage, "done": done, "total": total})
+
+    transport = link()
+    folder = resolve_model(name, progress)
+    stage = Stage(
+        name,
+        Path(folder),
+        transport,
+        split=split,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        publish=events.publish,
+    )
+    PIPES[pipe_id] = stage
+    _offer(stage)
+    return stage.loaded()
+
+
+def unload(pipe_id: str) -> int:
+    """Forget a pipe; MLX's memory in use afterwards, in bytes."""
+    stage = PIPES.pop(pipe_id, None)
+    if stage is not None:
+        stage.close()
+        _offer(None)
+    del stage
+    mx.clear_cache()
+    return mx.get_active_memory()
+
+
+def loaded() -> dict[str, LoadedShard]:
+    """The pipes on this rank, by their ids: what an attaching notebook asks."""
+    return {pipe_id: stage.loaded() for pipe_id, stage in PIPES.items()}
+
+
+def encode(pipe_id: str, prompt: Prompt, *, raw: bool = False) -> list[int]:
+    """Token ids of a prompt."""
+    return stage_of(pipe_id).prompter.encode(prompt, raw=raw)
+
+
+def tokens(pipe_id: str, prompt: Prompt, *, raw: bool = False) -> PromptTokens:
+    """The tokens of a prompt with their text."""
+    return stage_of(pipe_id).prompter.tokens(prompt, raw=raw)
+
+
+def pieces(pipe_id: str, ids: Sequence[int]) -> list[str]:
+    """The text of single tokens."""
+    return [stage_of(pipe_id).prompter.piece(token) for token in ids]
+
+
+def generate(pipe_id: str, request: RunRequest) -> Outcome:
+    """Take part in a free run from start to end. Called on all ranks together."""
+    stage = stage_of(pipe_id)
+    run = stage.open_run(request)
+    try:
+        outcome = DRIVER.run_to_end(run)
+        _offer(stage, run.kv)
+        return outcome
+    finally:
+        stage.close_run(request.run_id)
+
+
+def open_run(pipe_id: str, request: RunRequest) -> None:
+    """Take part in a run that will be stepped; nothing is computed yet. Called on all ranks."""
+    stage_of(pipe_id).open_run(request)
+
+
+def step(pipe_id: str, run_id: int, stride: Stride, *, preview: bool = False) -> Outcome:
+    """Move a stepped run on, on this rank only."""
+    stage = stage_of(pipe_id)
+    run = stage.run(run_id)
+    try:
+        outcome = DRIVER.step(run, stride, preview=preview)
+    except Exception:
+        stage.close_run(run_id)
+        raise
+    _offer(stage, run.kv)
+    if outcome.kind == "finished":
+        stage.close_run(run_id)
+    return outcome
+
+
+def finish(pipe_id: str, run_id: int) -> Outcome | None:
+    """Let a stepped run go freely to its end; None where it has ended already. Called on all ranks."""
+    stage = stage_of(pipe_id)
+    if run_id not in stage.runs:
+        return None
+    run = stage.run(run_id)
+    try:
+        outcome = DRIVER.run_to_end(run)
+        _offer(stage, run.kv)
+        return outcome
+    finally:
+        stage.close_run(run_id)
+
+
+def close_run(pipe_id: str, run_id: int) -> None:
+    """Leave a run, wherever it stands."""
+    if pipe_id in PIPES:
+        PIPES[pipe_id].close_run(run_id)
+
+
+def value(pipe_id: str, run_id: int, index: tuple[Any, ...] = ()) -> np.ndarray:
+    """A copy of the first array where a run stands, or of a slice of it.
+
+    Raises:
+        RunError: The run does not stand at an array.
+        TransferTooLargeError: The slice is over 64 MiB.
+    """
+    run = stage_of(pipe_id).run(run_id)
+    array = run.value()
+    if array is None:
+        raise RunError("There is no array where the run stands.", "Type: dbg.args")
+    return as_numpy(array[index] if index else array)
+
+
+def stage_of(pipe_id: str) -> Stage:
+    """A loaded pipe's share.
+
+    Raises:
+        NoModelError: It has been unloaded, or the cluster was restarted since.
+    """
+    if pipe_id not in PIPES:
+        raise NoModelError("This pipe's model is no longer loaded on the ranks.", "Type: %mlx_load smollm2")
+    return PIPES[pipe_id]
+
+
+def _offer(stage: Stage | None, kv: list[Any] | None = None) -> None:
+    """Set `stage`, `model`, `kv_cache` and `comm` for ``%%px``, which runs in the kernel's own namespace."""
+    kernel = events.running_kernel()
+    if kernel is None:
+        return
+    from mpi4py import MPI
+
+    names: dict[str, Any] = {"stage": stage, "model": stage.model if stage else None, "comm": MPI.COMM_WORLD}
+    names["kv_cache"] = kv if kv is not None else []
+    kernel.shell.user_ns.update(names)
+
+
+CALLS: dict[str, Callable[..., Any]] = {
+    function.__name__: function
+    for function in (load, unload, loaded, encode, tokens, pieces, generate, open_run, step, finish, close_run, value)
+}

@@ -1,0 +1,137 @@
+"""What watches a stepped run's modules and decides where the pass stands still."""
+
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from mlx_nb.engine.pytree import Tree, arrays_of
+from mlx_nb.engine.source import calling_frame
+from mlx_nb.engine.transport import Arrival
+from mlx_nb.shared.position import INPUT, OUTPUT, RECV, SEND, Frame
+from mlx_nb.shared.strides import Event, Stride, advance
+
+if TYPE_CHECKING:
+    from mlx_nb.engine.run import Run
+
+
+@dataclass(slots=True, kw_only=True)
+class Stop:
+    """A pass that stands still: the event, and what is at hand there.
+
+    Attributes:
+        event: Where.
+        args, kwargs: The call's arguments, at an entry.
+        value: What was returned, or what crosses.
+        call: The module's own ``__call__``, to name the arguments.
+        module: The module.
+        frame: The model's frame that makes the call.
+        stack: The modules from the model down to this one.
+        arrival: How the value came, at a recv.
+    """
+
+    event: Event
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any]
+    value: Tree = None
+    call: Callable[..., Any] | None = None
+    module: Any = None
+    frame: FrameType | None = None
+    stack: tuple[Frame, ...] = ()
+    arrival: Arrival | None = None
+
+
+class Probe:
+    """Stops one run by a stride.
+
+    It is mute on a rank until the rank's part of the pass begins and after it has been sent on: what
+    runs lazily there (the embedding on rank 1, the norm on rank 0) is not computed, so there is
+    nothing to see.
+    """
+
+    def __init__(self, run: "Run") -> None:
+        self.run = run
+        self.stride = Stride(name="run")
+        self.interrupted: Callable[[], bool] = lambda: False
+        self._stack: list[Frame] = []
+        self._calls: Counter[str] = Counter()
+        self._open = False
+        self._begun = False
+
+    def begin_pass(self) -> None:
+        """A pass is about to start: nothing is on the stack."""
+        self._stack.clear()
+        self._calls.clear()
+        self._open = self.run.stage.shard.is_first
+        self._begun = False
+
+    def call(self, module: Any, path: str, base: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A module's call: stop before it, run it, stop after it."""
+        self._calls[path] += 1
+        number = self._calls[path]
+        layer = self.run.stage.layer_at(path)
+        if layer == self.run.stage.shard.layers.start:
+            self._open = True
+        self._stack.append(Frame(path=path, class_name=base.__name__))
+        depth = len(self._stack) - 1
+        try:
+            if self._open:
+                frame = calling_frame(sys._getframe(1))
+                is_leaf = path not in self.run.stage.parents
+                begins = self.run.stage.shard.is_first and is_leaf and not self._begun
+                self._begun = self._begun or begins
+                entry = self._event(INPUT, path, depth, number, layer, begins_pass=begins)
+                stop = Stop(event=entry, args=args, kwargs=kwargs, call=base.__call__, module=module, frame=frame)
+                self._consider(stop)
+                args, kwargs = stop.args, stop.kwargs
+            value = base.__call__(module, *args, **kwargs)
+            if self._open:
+                frame = calling_frame(sys._getframe(1))
+                leaving = self._event(OUTPUT, path, depth, number, layer)
+                stop = Stop(event=leaving, kwargs={}, value=value, module=module, frame=frame)
+                self._consider(stop)
+                value = stop.value
+            return value
+        finally:
+            self._stack.pop()
+
+    def crossed(self, kind: str, value: Tree, arrival: Arrival | None) -> Tree:
+        """A value leaves for the next rank or has come from the one before."""
+        shard = self.run.stage.shard
+        layer = shard.layers.start - 1 if kind == RECV else shard.layers.stop - 1
+        path = self.run.stage.layer_path(layer)
+        depth = len(self._stack)
+        event = self._event(kind, path, depth, 1, -1)
+        stop = Stop(event=event, kwargs={}, value=value, arrival=arrival)
+        self._consider(stop)
+        if kind == SEND:
+            self._open = False
+        return stop.value
+
+    def _event(self, kind: str, path: str, depth: int, call: int, layer: int, *, begins_pass: bool = False) -> Event:
+        now = self.run.current
+        assert now is not None  # hooks only run inside a pass
+        return Event(
+            kind=kind,
+            module=path,
+            depth=depth,
+            call=call,
+            layer=layer,
+            begins_pass=begins_pass,
+            rank=self.run.stage.rank,
+            start=now.start,
+            stop=now.stop,
+        )
+
+    def _consider(self, stop: Stop) -> None:
+        halt, self.stride = advance(self.stride, stop.event)
+        if halt or self.interrupted():
+            stop.stack = tuple(self._stack)
+            self.run.switch(stop)
+
+
+def size_of(value: Tree) -> int:
+    """Bytes of all arrays of a value that crosses."""
+    return sum(array.nbytes for array in arrays_of(value))

@@ -1,0 +1,97 @@
+"""A stop becomes a `Position`: numbers and text that travel, while the arrays stay here."""
+
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_nb.engine.probe import Stop, size_of
+from mlx_nb.engine.pytree import arrays_of
+from mlx_nb.engine.source import source_of_call, source_of_frame
+from mlx_nb.engine.summary import describe_call, describe_tree
+from mlx_nb.shared.ids import LayerIndex, Rank
+from mlx_nb.shared.position import INPUT, RECV, SEND, Argument, Frame, Hop, Position
+
+if TYPE_CHECKING:
+    from mlx_nb.engine.run import Run
+
+
+def position_of(run: "Run", stop: Stop) -> Position:
+    """Where a run stands, in numbers. Evaluates the values at the stop, and only those."""
+    now, stage, event = run.current, run.stage, stop.event
+    assert now is not None  # a stop is always inside a pass
+    repeated = event.module in stage.repeated
+    between = event.kind in (SEND, RECV)
+    site = event.site
+    if repeated and not between:
+        site = f"{event.module}#{event.call}.{event.kind}"
+    stack = stop.stack or ((Frame(path="", class_name=type(stage.model).__name__),) if between else ())
+    source = None
+    if stop.frame is not None:
+        source = source_of_frame(stop.frame)
+    elif not between and stop.module is not None:
+        source = source_of_call(type(stop.module))
+    return Position(
+        phase=now.phase,
+        index=now.index,
+        start=now.start,
+        stop=now.stop,
+        rank=Rank(stage.rank),
+        site=site,
+        kind=event.kind,
+        module="" if between else event.module,
+        layer=LayerIndex(stage.layer_inside(event.module)),
+        depth=event.depth,
+        call=event.call,
+        repeated=repeated,
+        args=_arguments(run, stop),
+        stack=stack,
+        source=source,
+        kv=run.kv_offsets(),
+        hop=_hop(run, stop),
+    )
+
+
+def first_array(stop: Stop) -> mx.array | None:
+    """The first array argument at an entry; the first array returned, or crossing, elsewhere."""
+    if stop.event.kind == INPUT:
+        for value in (*stop.args, *stop.kwargs.values()):
+            if isinstance(value, mx.array):
+                return value
+        return None
+    return next(iter(arrays_of(stop.value)), None)
+
+
+def as_rows(array: mx.array) -> np.ndarray:
+    """An array as a picture wants it: tokens down, everything else across, float32.
+
+    ``[B, H, L, d]`` becomes ``[L, H·d]`` of the first batch row; ``[B, L, D]`` becomes ``[L, D]``.
+    """
+    if array.ndim == 0:
+        array = array.reshape(1, 1)
+    if array.ndim >= 4:
+        array = array[0].swapaxes(0, 1).reshape(array.shape[2], -1)
+    elif array.ndim == 3:
+        array = array[0]
+    elif array.ndim == 1:
+        array = array[None]
+    return np.array(array.astype(mx.float32), copy=True)
+
+
+def _arguments(run: "Run", stop: Stop) -> tuple[Argument, ...]:
+    now, sizes = run.current, run.stage.sizes
+    assert now is not None
+    length = now.stop - now.start
+    if stop.call is not None:
+        return describe_call(stop.call, stop.module, stop.args, stop.kwargs, sizes, length)
+    return describe_tree(stop.value, sizes, length)
+
+
+def _hop(run: "Run", stop: Stop) -> Hop | None:
+    rank, size = run.stage.rank, size_of(stop.value) if stop.event.kind in (SEND, RECV) else 0
+    if stop.event.kind == SEND:
+        return Hop(source=Rank(rank), target=Rank(rank + 1), size_bytes=size)
+    if stop.event.kind == RECV:
+        seconds = stop.arrival.seconds if stop.arrival else 0.0
+        return Hop(source=Rank(rank - 1), target=Rank(rank), size_bytes=size, seconds=seconds)
+    return None

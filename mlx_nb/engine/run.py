@@ -1,0 +1,285 @@
+"""One run on one rank: its tokens, its KV caches, its place in the forward pass.
+
+The body runs in a greenlet. Whatever it waits for (a value from another rank, a user at a stop) is a
+switch back to the engine's main loop, so the rank can be asked anything meanwhile, and the pass
+stands still inside the model's own code, on the same thread.
+"""
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import greenlet
+import mlx.core as mx
+import numpy as np
+
+from mlx_nb.engine.context import ACTIVE
+from mlx_nb.engine.kv import (
+    KVEntry,
+    advance_ghost,
+    is_kv_entry,
+    make_kv_cache,
+    offset_of,
+    quantize_kv_cache,
+    state_arrays,
+)
+from mlx_nb.engine.pytree import Tree, arrays_of
+from mlx_nb.engine.sampling import Sampler
+from mlx_nb.engine.transport import Arrival
+from mlx_nb.shared.position import KVOffset
+from mlx_nb.shared.request import RunRequest
+
+if TYPE_CHECKING:
+    from mlx_nb.engine.probe import Probe, Stop
+    from mlx_nb.engine.stage import Stage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """What a run switches out with while a value from another rank is on its way."""
+
+    source: int
+    what: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassEnded:
+    """A run's part of one pass is over on this rank."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Pass:
+    """One trip through the model: a chunk of the prompt, or one token."""
+
+    index: int
+    phase: str
+    start: int
+    stop: int
+    final: bool
+    received: Tree = None
+    through: Tree = None
+    done_layers: set[int] = field(default_factory=set)
+    arrival: Arrival | None = None
+    began: float = 0.0
+
+
+class Run:
+    """The state of one run on this rank.
+
+    Attributes:
+        request: What was asked for.
+        tokens: Prompt and generated token ids; every rank keeps them all.
+        kv: A KV cache entry per layer of the whole model; other ranks' are ghosts.
+        state: ``running``, ``finished``, ``interrupted`` or ``failed``.
+        finish: Why generation ended: ``stop`` or ``length``; empty before.
+        stepping: Whether each pass hands over at its end, for the stepper.
+        passes: Seconds of each pass on this rank, with its phase and token count.
+    """
+
+    def __init__(self, stage: "Stage", request: RunRequest) -> None:
+        self.stage = stage
+        self.request = request
+        self.tokens = list(request.tokens)
+        self.kv: list[KVEntry] = make_kv_cache(stage.model, request.options.max_kv_size)
+        self.state = "running"
+        self.finish = ""
+        self.stepping = False
+        self.probe: Probe | None = None
+        self.passes: list[tuple[str, int, float]] = []
+        self.rows: list[np.ndarray] = []
+        self.current: Pass | None = None
+        self.wait_began: float | None = None
+        self.stop: Stop | None = None
+        self.text = ""
+        self.prompt_s = 0.0
+        self.decode_s = 0.0
+        self._first_token_at = 0.0
+        self._began = 0.0
+        self._detokenizer = stage.prompter.detokenizer() if stage.shard.is_last else None
+        # Places in `kv`, not objects: quantising replaces the objects.
+        self.layer_places: dict[int, list[int]] = {}
+        self._owned: set[int] = set()
+        self._sampler = Sampler(request.options) if stage.shard.is_last else None
+        self.greenlet = greenlet.greenlet(self._body)
+
+    # The body -----------------------------------------------------------------------------------
+
+    def _body(self) -> None:
+        ACTIVE.set(self)
+        self._began = time.perf_counter()
+        logits = self._prefill()
+        if self.request.kind == "logits":
+            return
+        while True:
+            token, finish = self._next_token(logits)
+            self.tokens.append(token)
+            self._clock_token()
+            self.stage.on_token(self, token, self._more_text(token, finish), finish)
+            if finish:
+                self.finish = finish
+                return
+            self._end_pass()
+            logits = self._forward(len(self.tokens) - 1, len(self.tokens), "decode", final=True)
+
+    def _prefill(self) -> mx.array | None:
+        size = self.request.options.prefill_step_size or self.stage.prefill_step_size
+        total = len(self.request.tokens)
+        logits = None
+        for start in range(0, total, size):
+            stop = min(start + size, total)
+            logits = self._forward(start, stop, "prefill", final=stop == total)
+            self.stage.on_prefill(self, stop, total)
+            if stop < total:
+                self._end_pass()
+        return logits
+
+    def _forward(self, start: int, stop: int, phase: str, *, final: bool) -> mx.array | None:
+        """One pass; on the last rank the last position's logits ``[1, V]``, if they are needed."""
+        index = self.current.index + 1 if self.current else 0
+        began = time.perf_counter()
+        self.current = Pass(index=index, phase=phase, start=start, stop=stop, final=final, began=began)
+        if self.probe:
+            self.probe.begin_pass()
+        inputs = mx.array(self.tokens[start:stop])[None]  # [B 1, L]
+        output = self.stage.model(inputs, cache=self.kv)  # [B 1, L, V], evaluated only where it is used
+        options = self.request.options
+        if options.kv_bits is not None:
+            quantize_kv_cache(self.kv, options.quantized_kv_start, options.kv_group_size, options.kv_bits)
+        for place, entry in enumerate(self.kv):
+            if place not in self._owned:
+                advance_ghost(entry, inputs.shape[0], stop - start)
+        logits = None
+        if self.stage.shard.is_last:
+            if self.request.kind == "logits":
+                self.rows.append(np.array(output[0].astype(mx.float32), copy=True))
+            elif final:
+                logits = output[:, -1, :]
+                mx.eval(logits)
+            mx.eval(self._kv_arrays())
+        self.passes.append((phase, stop - start, time.perf_counter() - began))
+        return logits
+
+    def _next_token(self, logits: mx.array | None) -> tuple[int, str]:
+        """The last rank samples and tells the others; the token, and why the run ends with it or ""."""
+        last = self.stage.size - 1
+        if self._sampler is None:
+            token, finish = self.wait_for(last, "the token").value
+            return int(token), str(finish)
+        assert logits is not None  # the last rank's final pass always makes them
+        token = self._sampler.pick(logits, self.tokens)
+        generated = len(self.tokens) + 1 - len(self.request.tokens)
+        finish = ""
+        if token in self.request.stop_ids:
+            finish = "stop"
+        elif generated >= self.request.options.max_tokens:
+            finish = "length"
+        for rank in range(last):
+            self.stage.transport.send(rank, self.request.run_id, (token, finish))
+        return token, finish
+
+    def _clock_token(self) -> None:
+        now = time.perf_counter()
+        if not self._first_token_at:
+            self._first_token_at, self.prompt_s = now, now - self._began
+        self.decode_s = now - self._first_token_at
+
+    def _more_text(self, token: int, finish: str) -> str:
+        """The text that this token adds; some tokens are only part of a character and add none yet."""
+        if self._detokenizer is None:
+            return ""
+        if finish != "stop":
+            self._detokenizer.add_token(token)
+        if finish:
+            self._detokenizer.finalize()
+        more = self._detokenizer.last_segment
+        self.text += more
+        return more
+
+    def value(self) -> mx.array | None:
+        """The first array where the run stands; None where it does not stand at one."""
+        from mlx_nb.engine.report import first_array
+
+        return first_array(self.stop) if self.stop else None
+
+    def _end_pass(self) -> None:
+        if self.stepping:
+            self.switch(PassEnded())
+
+    # Waiting ------------------------------------------------------------------------------------
+
+    def switch(self, what: object) -> Any:
+        """Stand still: hand `what` to the engine's main loop, go on when it switches back."""
+        return self.greenlet.parent.switch(what)
+
+    def wait_for(self, source: int, what: str) -> Arrival:
+        """The next value from another rank."""
+        transport = self.stage.transport
+        while (arrival := transport.poll(source, self.request.run_id)) is None:
+            self.switch(Waiting(source=source, what=what))
+        self.wait_began = None
+        return arrival
+
+    # What the stubs ask (engine/context.py) ---------------------------------------------------------
+
+    def received(self) -> Tree:
+        """The value to go on with where the layers live elsewhere."""
+        now = self._pass()
+        if now.through is not None:
+            return now.through
+        if now.received is None:
+            source = self.stage.rank - 1
+            now.arrival = self.wait_for(source, "the hidden state")
+            now.received = now.arrival.value
+            if self.probe:
+                now.received = self.probe.crossed("recv", now.received, now.arrival)
+        return now.received
+
+    def deliver(self, value: Tree) -> Tree:
+        """Send the last owned layer's whole return value to the next rank."""
+        now = self._pass()
+        if self.probe:
+            value = self.probe.crossed("send", value, None)
+        # Everything this rank owes the pass is computed here: the hop, and KV states it does not hang on.
+        mx.eval(arrays_of(value), self._kv_arrays())
+        self.stage.transport.send(self.stage.rank + 1, self.request.run_id, value)
+        now.through = value
+        return value
+
+    def saw_kv(self, index: int, arguments: list[Any]) -> None:
+        """An owned layer is being called: the KV entries among its arguments hold data here."""
+        entries = {id(a) for a in arguments if is_kv_entry(a)}
+        places = [
+            place
+            for place, entry in enumerate(self.kv)
+            if id(entry) in entries or entries & {id(part) for part in getattr(entry, "caches", ())}
+        ]
+        self._owned.update(places)
+        self.layer_places[index] = places
+
+    def layer_done(self, index: int) -> None:
+        """An owned layer has returned."""
+        self._pass().done_layers.add(index)
+
+    # What others may ask --------------------------------------------------------------------------
+
+    def kv_offsets(self) -> tuple[KVOffset, ...]:
+        """The KV cache of each owned layer, as it stands now."""
+        rows = []
+        for layer in self.stage.shard.layers:
+            same_length = len(self.kv) == self.stage.shard.num_layers
+            for place in self.layer_places.get(layer, [layer] if same_length else []):
+                entry = self.kv[place]
+                offset = offset_of(entry)
+                stop = self.current.stop if self.current else 0
+                done = bool(self.current) and layer in self._pass().done_layers
+                written = done or 0 < stop <= offset
+                name = type(entry).__name__
+                rows.append(KVOffset(layer=layer, class_name=name, offset=offset, written=written))
+        return tuple(rows)
+
+    def _kv_arrays(self) -> list[mx.array]:
+        return [array for place in self._owned for array in state_arrays(self.kv[place])]
+
+    def _pass(self) -> Pass:
+        assert self.current is not None  # stubs and hooks only run inside a pass
+        return self.current

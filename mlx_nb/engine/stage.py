@@ -1,0 +1,189 @@
+"""One rank's share of one model, and the runs that go through it."""
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_nb.engine.hooks import Hooks
+from mlx_nb.engine.layers import layer_paths, named_modules, transformer_layers
+from mlx_nb.engine.loading import (
+    build_model,
+    materialise,
+    owned_parameters,
+    read_config,
+    set_compute_dtype,
+    text_config,
+)
+from mlx_nb.engine.prompt import Prompter
+from mlx_nb.engine.pytree import like
+from mlx_nb.engine.rehearse import rehearse
+from mlx_nb.engine.run import Run
+from mlx_nb.engine.stubs import install_stubs
+from mlx_nb.engine.summary import Sizes
+from mlx_nb.engine.transport import Transport
+from mlx_nb.shared.errors import RunError
+from mlx_nb.shared.loaded import LoadedShard
+from mlx_nb.shared.plan import split_layers
+from mlx_nb.shared.request import RunRequest
+
+# Small chunks overlap over the ranks and keep an interrupt short on a CPU; Metal wants larger ones.
+CPU_PREFILL_STEP, METAL_PREFILL_STEP = 128, 512
+
+Publish = Callable[[dict[str, Any]], None]
+
+
+class Stage:
+    """The code on one rank that runs its shard.
+
+    Attributes:
+        model: The whole model; other ranks' layers are stubs.
+        shard: The layers held here.
+        transport: The links to the other ranks.
+        prompter: The tokenizer.
+        runs: The runs that are open here, by id.
+        parents: Paths of the modules that have submodules.
+        repeated: Paths of the modules that one pass calls more than once.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        transport: Transport,
+        *,
+        split: str | Sequence[int] = "even",
+        dtype: str | None = None,
+        trust_remote_code: bool = False,
+        publish: Publish = lambda _event: None,
+    ) -> None:
+        began = time.perf_counter()
+        self.name, self.folder, self.transport, self.publish = name, folder, transport, publish
+        self.rank, self.size = transport.rank, transport.size
+        self.config = text_config(read_config(folder))
+        self.model = build_model(folder, trust_remote_code=trust_remote_code)
+        layers = transformer_layers(self.model)
+        self.shard = split_layers(len(layers), self.size, split, model=name)[self.rank]
+        self.model, self.dtype = set_compute_dtype(self.model, dtype)
+        layers = transformer_layers(self.model)
+        self._name_modules(layers)
+        rehearsal = rehearse(self.model)
+        self.repeated = frozenset(path for path, times in rehearsal.calls.items() if times > 1)
+        before = None if self.shard.is_first else self._layer_paths[self.shard.layers.start - 1]
+        received = like(rehearsal.returned[before]) if before is not None else None
+        install_stubs(layers, self.shard.layers)
+        self.owned = owned_parameters(self.model, received, is_last=self.shard.is_last)
+        self.weight_bytes = materialise(self.owned, folder)
+        mx.clear_cache()
+        self.load_s = time.perf_counter() - began
+        self.hooks = Hooks(self.model)
+        self.prompter = Prompter(folder, self.config, trust_remote_code=trust_remote_code)
+        self.runs: dict[int, Run] = {}
+        self.last_kv: list[Any] = []
+        on_metal = mx.default_device() == mx.Device(mx.gpu)
+        self.prefill_step_size = METAL_PREFILL_STEP if on_metal else CPU_PREFILL_STEP
+        heads = int(self.config.get("num_attention_heads", 0) or 0)
+        self.sizes = Sizes(
+            hidden=int(self.config.get("hidden_size", 0) or 0),
+            heads=heads,
+            kv_heads=int(self.config.get("num_key_value_heads", heads) or 0),
+            vocabulary=self.prompter.vocabulary,
+        )
+
+    def _name_modules(self, layers: list[Any]) -> None:
+        paths = layer_paths(self.model)
+        self._layer_paths = [paths.get(id(layer), f"layers.{i}") for i, layer in enumerate(layers)]
+        self._layer_of_path = {path: i for i, path in enumerate(self._layer_paths)}
+        names = [path for path, _ in named_modules(self.model)]
+        # Every prefix of a path; those that are lists, such as `model.layers`, are no modules and do not hurt.
+        self.parents = {".".join(parts[:end]) for parts in (n.split(".") for n in names) for end in range(len(parts))}
+
+    def layer_at(self, path: str) -> int:
+        """The index of the layer at a module path; -1 if it is not a whole layer."""
+        return self._layer_of_path.get(path, -1)
+
+    def layer_path(self, layer: int) -> str:
+        """The module path of a layer."""
+        return self._layer_paths[layer]
+
+    def layer_inside(self, path: str) -> int:
+        """The layer that a module path lies in or is; -1 for none."""
+        parts = path.split(".")
+        for end in range(len(parts), 0, -1):
+            if (layer := self.layer_at(".".join(parts[:end]))) >= 0:
+                return layer
+        return -1
+
+    def loaded(self) -> LoadedShard:
+        """What the client needs to know of this rank's share."""
+        return LoadedShard(
+            rank=self.rank,
+            layers=(self.shard.layers.start, self.shard.layers.stop),
+            num_layers=self.shard.num_layers,
+            host=platform.node().split(".")[0],
+            weight_bytes=self.weight_bytes,
+            load_s=self.load_s,
+            dtype=self.dtype,
+            folder=str(self.folder),
+            hidden_size=self.sizes.hidden,
+            vocabulary=self.sizes.vocabulary,
+            stop_ids=self.prompter.stop_ids,
+            has_tokenizer=self.prompter.tokenizer is not None,
+            prefill_step_size=self.prefill_step_size,
+            layer_paths=tuple(self._layer_paths),
+            modules=tuple((path, type(module).__name__) for path, module in named_modules(self.model)),
+            parameters=tuple(self.owned),
+        )
+
+    # Runs ---------------------------------------------------------------------------------------
+
+    def open_run(self, request: RunRequest) -> Run:
+        """Take part in a run from here on."""
+        run = Run(self, request)
+        self.runs[request.run_id] = run
+        return run
+
+    def run(self, run_id: int) -> Run:
+        """An open run.
+
+        Raises:
+            RunError: It is not open here (it ended, or the cluster was restarted).
+        """
+        if run_id not in self.runs:
+            raise RunError(f"Rank {self.rank} knows no run {run_id}; it has ended.", "Start another: pipe.generate(…)")
+        return self.runs[run_id]
+
+    def close_run(self, run_id: int) -> None:
+        """Leave a run: its greenlet ends, its messages are drained, its KV caches stay as the last ones."""
+        run = self.runs.pop(run_id, None)
+        if run is None:
+            return
+        if run.greenlet and not run.greenlet.dead:
+            run.greenlet.throw()
+        if run.probe is not None:
+            run.probe = None
+            self.hooks.release()
+        self.last_kv = run.kv
+        self.transport.end(run_id)
+        self.transport.forget(run_id)
+
+    def close(self) -> None:
+        """Leave every run."""
+        for run_id in list(self.runs):
+            self.close_run(run_id)
+
+    # What a run tells -----------------------------------------------------------------------------
+
+    def on_prefill(self, run: Run, done: int, total: int) -> None:
+        """A chunk of the prompt has gone through this rank."""
+        if self.shard.is_last:
+            self.publish({"kind": "prefill", "run_id": run.request.run_id, "done": done, "total": total})
+
+    def on_token(self, run: Run, token: int, text: str, finish: str) -> None:
+        """A token has been chosen; the last rank tells the notebook."""
+        if self.shard.is_last:
+            event = {"token": token, "text": text, "finish": finish, "prompt_s": run.prompt_s, "decode_s": run.decode_s}
+            self.publish({"kind": "token", "run_id": run.request.run_id, **event})

@@ -1,0 +1,44 @@
+"""What a rank reports once its share of a model is loaded."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedShard:
+    """One rank's share of a loaded model.
+
+    Attributes:
+        rank: The rank.
+        layers: First layer held and the one after the last.
+        num_layers: Layers in the whole model.
+        host: The rank's host name.
+        weight_bytes: Bytes of the weights held, in the compute dtype.
+        load_s: Seconds it took.
+        dtype: What it computes in.
+        folder: Where the model's files are on this host.
+        hidden_size: D; 0 if the configuration does not tell.
+        vocabulary: V; 0 likewise.
+        stop_ids: Tokens that end a text.
+        has_tokenizer: Whether the folder has one.
+        prefill_step_size: Prompt tokens a chunk, by default.
+        layer_paths: The module path of every layer of the whole model.
+        modules: Path and class name of every module of the whole model.
+        parameters: Names of the parameters that this rank holds.
+    """
+
+    rank: int
+    layers: tuple[int, int]
+    num_layers: int
+    host: str
+    weight_bytes: int
+    load_s: float
+    dtype: str
+    folder: str
+    hidden_size: int
+    vocabulary: int
+    stop_ids: tuple[int, ...]
+    has_tokenizer: bool
+    prefill_step_size: int
+    layer_paths: tuple[str, ...]
+    modules: tuple[tuple[str, str], ...]
+    parameters: tuple[str, ...]

@@ -1,0 +1,44 @@
+"""What a rank answers when a run was moved on."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlx_nb.shared.position import KVOffset, Position
+from mlx_nb.shared.strides import Stride
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How far a run came on one rank.
+
+    Attributes:
+        kind: ``stop`` (stands at `position`), ``handover`` (this rank's part of the pass is over),
+            ``waiting``, ``finished`` or ``interrupted``.
+        stride: What is left of the stride.
+        position: Where it stands.
+        preview: A small picture of the value there, packed as `shared/preview.py` says.
+        kv: The KV caches of this rank's layers.
+        token_ids: The tokens generated so far.
+        text: Their text; the last rank's is the whole one, the others' is empty.
+        prompt_s: Seconds from the run's start to its first token, on this rank.
+        decode_s: Seconds from the first token to the last.
+        peak_memory_bytes: MLX's peak memory on this rank.
+        finish: Why generation ended: ``stop``, ``length``, or empty.
+        passes: Phase, tokens and seconds of each pass on this rank.
+        logits: ``[L, V]`` float32, for a run that asked for them, from the last rank.
+    """
+
+    kind: str
+    stride: Stride | None = None
+    position: Position | None = None
+    preview: bytes = b""
+    kv: tuple[KVOffset, ...] = ()
+    token_ids: tuple[int, ...] = ()
+    text: str = ""
+    finish: str = ""
+    prompt_s: float = 0.0
+    decode_s: float = 0.0
+    peak_memory_bytes: int = 0
+    passes: tuple[tuple[str, int, float], ...] = ()
+    logits: np.ndarray | None = None
