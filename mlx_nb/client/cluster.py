@@ -15,6 +15,7 @@ from mlx_nb.client import launch, logs, records
 from mlx_nb.client.bringup import Progress, Running, bring_up, connect, new_name
 from mlx_nb.client.current import current
 from mlx_nb.client.processes import ProcessId, identify
+from mlx_nb.client.profiles import load_profile
 from mlx_nb.client.remote import Remote
 from mlx_nb.shared.errors import ClusterError, DifferentClusterError, NoClusterError
 from mlx_nb.shared.ids import Rank
@@ -139,7 +140,7 @@ class Cluster:
 
     def restart(self, progress: Progress | None = None) -> Self:
         """Stop it and start the same again, under the same name; what the ranks held is gone."""
-        config = launch.load_profile(self.spec.profile)
+        config = load_profile(self.spec.profile)
         self.stop()
         self._take(bring_up(self.name, self.spec, config, progress))
         return self

@@ -11,6 +11,7 @@ import shutil
 import socket
 import sys
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 
 import ipyparallel as ipp
@@ -69,7 +70,7 @@ def find_mpiexec() -> str:
 
 
 def resolve(
-    ranks: int | None, hosts: "list[str] | tuple[str, ...] | None", profile: str | None, keep_s: float
+    ranks: int | None, hosts: Sequence[str] | None, profile: str | None, keep_s: float
 ) -> tuple[ClusterSpec, Config]:
     """The wishes with their defaults filled in, and the profile's configuration.
 

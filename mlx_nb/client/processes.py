@@ -1,7 +1,8 @@
-"""Processes told apart by pid *and* creation time, so that a pid that was given away again is never killed."""
+"""Processes told apart by pid *and* creation time, so that a pid given away again is never killed."""
 
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 import psutil
@@ -116,7 +117,5 @@ def end(name: str, recorded: Iterable[ProcessId], *, spare: Sequence[int] = (), 
 
 
 def _send(process: psutil.Process, how: str) -> None:
-    try:
+    with suppress(psutil.Error):  # it ended in the meantime, which is what was wanted
         getattr(process, how)()
-    except psutil.Error:
-        pass  # it ended in the meantime, which is what was wanted

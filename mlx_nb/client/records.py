@@ -4,7 +4,6 @@ It lets a watchdog and other kernels find a cluster, and end it without ever kil
 """
 
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -52,7 +51,7 @@ class Record:
         return self.folder / RECORD_FILE
 
     def alive(self) -> bool:
-        """Whether its controller and its ranks' mpirun still run; while it starts, whether its client does."""
+        """Whether its controller and its mpirun still run; while it starts, whether its client does."""
         if not self.started_s:
             return self.client.alive
         return all(p.alive for p in self.processes if p.role in ("mpirun", "controller"))
@@ -64,7 +63,7 @@ class Record:
             "w", dir=self.folder, delete=False
         ) as file:  # created with mode 0600
             json.dump(content, file, indent=1)
-        os.replace(file.name, self.path)
+        Path(file.name).replace(self.path)
 
     def remove(self) -> None:
         """Delete the cluster's directory. Nothing may run in it any more."""

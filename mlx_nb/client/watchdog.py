@@ -54,13 +54,19 @@ def watch(path: Path) -> None:
         elif gone_s is None:
             gone_s = time.time()
             if record.spec.keep_s and record.started_s:
-                until_s = gone_s + record.spec.keep_s
-                records.update(path, lambda r: r if r.client.alive else replace(r, kept_until_s=until_s))
+                _note_keep(path, gone_s + record.spec.keep_s)
         if gone_s is not None and (not record.alive() or time.time() >= gone_s + record.spec.keep_s):
             end(record.name, record.processes, spare=[os.getpid()])
             record.remove()
             return
         time.sleep(LOOK_S)
+
+
+def _note_keep(path: Path, until_s: float) -> None:
+    """For whoever lists clusters; unless somebody has attached in this moment."""
+    records.update(
+        path, lambda record: record if record.client.alive else replace(record, kept_until_s=until_s)
+    )
 
 
 if __name__ == "__main__":

@@ -62,14 +62,22 @@ def run(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Call a function of the table; what it raises comes back as a `Failure`."""
     events.restart_numbers()
     try:
-        if name not in CALLS:
+        function = CALLS.get(name) or _pipe_call(name)
+        if function is None:
             raise RunError(
                 f"The ranks know no call '{name}'.",
                 "The ranks and this notebook run different versions of mlx_nb? Type: %mlx_cluster restart",
             )
-        return CALLS[name](*args, **kwargs)
+        return function(*args, **kwargs)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - this is the border
         return as_failure(name, error)
+
+
+def _pipe_call(name: str) -> Callable[..., Any] | None:
+    """A call on a loaded model; imported late, so that a rank says hello before MLX is loaded."""
+    from mlx_nb.engine import pipes
+
+    return pipes.CALLS.get(name)
 
 
 def as_failure(name: str, error: BaseException) -> Failure:
@@ -88,7 +96,7 @@ def as_failure(name: str, error: BaseException) -> Failure:
 
 
 def log(text: str) -> None:
-    """Write into this rank's log file: stderr is the notebook's while a call runs, the kernel's log is not."""
+    """Write into this rank's log file: stderr is the notebook's, the kernel's log is not."""
     kernel = events.running_kernel()
     if kernel:
         kernel.log.error(text)
