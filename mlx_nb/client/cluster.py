@@ -14,10 +14,11 @@ import ipyparallel as ipp
 from mlx_nb.client import launch, logs, records
 from mlx_nb.client.bringup import Progress, Running, bring_up, connect, new_name
 from mlx_nb.client.current import current
+from mlx_nb.client.pipe import Pipe, parse_split
 from mlx_nb.client.processes import ProcessId, identify
 from mlx_nb.client.profiles import load_profile
-from mlx_nb.client.remote import Remote
-from mlx_nb.shared.errors import ClusterError, DifferentClusterError, NoClusterError
+from mlx_nb.client.remote import OnEvent, Remote
+from mlx_nb.shared.errors import ClusterError, DifferentClusterError, NoClusterError, OptionError
 from mlx_nb.shared.ids import Rank
 from mlx_nb.shared.spec import (
     ClusterStatus,
@@ -181,6 +182,37 @@ class Cluster:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+    # --- models --------------------------------------------------------------------------------------
+
+    def load(
+        self,
+        model: str,
+        split: str | Sequence[int] = "even",
+        dtype: str | None = None,
+        adapter_path: str | None = None,
+        trust_remote_code: bool = False,
+        on_event: OnEvent | None = None,
+    ) -> Pipe:
+        """Load a model over all ranks; each reads its own layers.
+
+        Args:
+            model: A name (``smollm2``), a folder, or a Hugging Face id.
+            split: ``even``, or the layers per rank, rank 0 first.
+            dtype: What to compute in; None takes float32 on a CPU and the weights' own on Metal.
+            adapter_path: Not supported yet.
+            trust_remote_code: Whether code from the model's folder may run.
+            on_event: Gets each rank's progress.
+
+        Raises:
+            ModelNotFoundError: There is no such model.
+            WeightsError: A weight file is missing or damaged.
+            PlanError: The split does not fit the model or the ranks.
+        """
+        if adapter_path is not None:
+            raise OptionError("Adapters cannot be loaded yet.", "Fuse it first: mlx_lm.fuse")
+        wishes = {"split": parse_split(split), "dtype": dtype, "trust_remote_code": trust_remote_code}
+        return Pipe(self, str(model), wishes).load_there(on_event)
 
     # --- ranks ---------------------------------------------------------------------------------------
 

@@ -83,7 +83,7 @@ class Driver:
                 state = self._switch(run)
                 while isinstance(state, Waiting):
                     if self.interrupt.requested:
-                        return Outcome(kind="waiting", stride=run.probe.stride, kv=run.kv_offsets())
+                        return Outcome(kind="waiting", stride=run.probe.stride, kv=run.kv_offsets(), **_text(run))
                     self._wait(run, state)
                     state = self._switch(run)
         finally:
@@ -156,6 +156,7 @@ class Driver:
 
 def _text(run: Run) -> dict[str, Any]:
     return {
+        "pass_index": run.current.index if run.current else -1,
         "token_ids": tuple(run.tokens[len(run.request.tokens) :]),
         "text": run.text,
         "finish": run.finish,

@@ -13,6 +13,7 @@ import numpy as np
 
 from mlx_nb.engine import events
 from mlx_nb.engine.drive import Driver
+from mlx_nb.engine.inspect_frame import evaluate_in_frame, locals_of_frame
 from mlx_nb.engine.interrupt import Interrupt
 from mlx_nb.engine.mpi_link import MpiLink
 from mlx_nb.engine.resolve import resolve_model
@@ -21,6 +22,7 @@ from mlx_nb.engine.transfer import as_numpy
 from mlx_nb.shared.errors import NoModelError, RunError
 from mlx_nb.shared.loaded import LoadedShard
 from mlx_nb.shared.outcome import Outcome
+from mlx_nb.shared.position import Argument
 from mlx_nb.shared.request import Prompt, RunRequest
 from mlx_nb.shared.strides import Stride
 from mlx_nb.shared.tokens import PromptTokens
@@ -171,6 +173,21 @@ def value(pipe_id: str, run_id: int, index: tuple[Any, ...] = ()) -> np.ndarray:
     return as_numpy(array[index] if index else array)
 
 
+def evaluate(pipe_id: str, run_id: int, expression: str) -> Argument:
+    """Evaluate an expression in the model's own frame, where a run stands.
+
+    Raises:
+        RunError: There is no frame here, or the expression raises.
+    """
+    run = stage_of(pipe_id).run(run_id)
+    return evaluate_in_frame(run, expression)
+
+
+def frame_locals(pipe_id: str, run_id: int) -> tuple[Argument, ...]:
+    """The local names of the model's own frame, where a run stands."""
+    return locals_of_frame(stage_of(pipe_id).run(run_id))
+
+
 def stage_of(pipe_id: str) -> Stage:
     """A loaded pipe's share.
 
@@ -196,5 +213,6 @@ def _offer(stage: Stage | None, kv: list[Any] | None = None) -> None:
 
 CALLS: dict[str, Callable[..., Any]] = {
     function.__name__: function
-    for function in (load, unload, loaded, encode, tokens, pieces, generate, open_run, step, finish, close_run, value)
+    for function in (load, unload, loaded, encode, tokens, pieces, generate, open_run, step, finish, close_run, value,
+                     evaluate, frame_locals)
 }

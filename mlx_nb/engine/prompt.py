@@ -120,7 +120,9 @@ class Prompter:
         if begin < 0:
             return [False] * len(ids)
         try:
-            coded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            # mlx-lm's wrapper hands on attributes but not calls.
+            wrapped = getattr(self.tokenizer, "_tokenizer", self.tokenizer)
+            coded = wrapped(text, add_special_tokens=False, return_offsets_mapping=True)
         except (NotImplementedError, TypeError, ValueError):
             return [False] * len(ids)  # a slow tokenizer knows no offsets
         if list(coded["input_ids"]) != ids:

@@ -118,7 +118,8 @@ class Run:
             if finish:
                 self.finish = finish
                 return
-            self._end_pass()
+            if self._sampler is not None:
+                self._end_pass()
             logits = self._forward(len(self.tokens) - 1, len(self.tokens), "decode", final=True)
 
     def _prefill(self) -> mx.array | None:
@@ -163,6 +164,7 @@ class Run:
         """The last rank samples and tells the others; the token, and why the run ends with it or ""."""
         last = self.stage.size - 1
         if self._sampler is None:
+            self._end_pass()  # before waiting: the token only comes once the later ranks have had their turn
             token, finish = self.wait_for(last, "the token").value
             return int(token), str(finish)
         assert logits is not None  # the last rank's final pass always makes them

@@ -18,6 +18,7 @@ class Outcome:
         stride: What is left of the stride.
         position: Where it stands.
         preview: A small picture of the value there, packed as `shared/preview.py` says.
+        pass_index: The pass that the rank is in or has just ended, from 0.
         kv: The KV caches of this rank's layers.
         token_ids: The tokens generated so far.
         text: Their text; the last rank's is the whole one, the others' is empty.
@@ -33,6 +34,7 @@ class Outcome:
     stride: Stride | None = None
     position: Position | None = None
     preview: bytes = b""
+    pass_index: int = -1
     kv: tuple[KVOffset, ...] = ()
     token_ids: tuple[int, ...] = ()
     text: str = ""

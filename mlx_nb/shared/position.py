@@ -6,7 +6,7 @@ A stop's records are small (well under 64 KiB); the arrays themselves stay on th
 from dataclasses import dataclass
 
 from mlx_nb.shared.ids import LayerIndex, Rank
-from mlx_nb.shared.text import format_number, format_shape, format_size, format_table
+from mlx_nb.shared.text import format_duration, format_number, format_shape, format_size, format_table
 
 INPUT, OUTPUT, SEND, RECV = "input", "output", "send", "recv"
 
@@ -45,10 +45,9 @@ class Summary:
 
     @property
     def numbers_text(self) -> str:
-        text = (
-            f"min {format_number(self.min)}  mean {format_number(self.mean)}  max {format_number(self.max)}"
-            f"  NaN {self.nan}"
-        )
+        whole = "int" in self.dtype or self.dtype == "bool"
+        least, most = (f"{v:.0f}" if whole and v == v else format_number(v) for v in (self.min, self.max))
+        text = f"min {least}  mean {format_number(self.mean)}  max {most}  NaN {self.nan}"
         return text + (f"  Inf {self.inf}" if self.inf else "")
 
     def __str__(self) -> str:
@@ -129,6 +128,34 @@ class KVOffset:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RankKV:
+    """What one rank's KV caches hold, in the middle of a pass.
+
+    Attributes:
+        rank: The rank.
+        offset: Positions written.
+        pending: Tokens of this pass that are not written into all of its layers yet.
+        layers_written: Layers that have this pass.
+        layers: Layers of the rank.
+    """
+
+    rank: Rank
+    offset: int
+    pending: int = 0
+    layers_written: int = 0
+    layers: int = 0
+
+    @property
+    def text(self) -> str:
+        """``37 written``, ``37 pending``, or how many layers have written."""
+        if not self.pending:
+            return f"{self.offset} written"
+        if self.layers_written:
+            return f"{self.pending} written in {self.layers_written} of {self.layers} layers"
+        return f"{self.pending} pending"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Hop:
     """A value that crosses from one rank to the next.
 
@@ -166,7 +193,8 @@ class Position:
         source: The model's own code at the call, where it can be read.
         kv: The KV caches of this rank's layers.
         hop: The crossing, at a send or recv.
-        about: What happens here, as a sentence for the foot of the view.
+        ranks: The KV caches of every rank, as far as the notebook knows; empty on the rank itself.
+        about: What happens here, as a sentence; empty where the view finds its own.
     """
 
     phase: str
@@ -186,6 +214,7 @@ class Position:
     source: Source | None = None
     kv: tuple[KVOffset, ...] = ()
     hop: Hop | None = None
+    ranks: tuple[RankKV, ...] = ()
     about: str = ""
 
     @property
@@ -217,9 +246,13 @@ class Position:
         for label, text in zip(["args"] + [""] * 99, arrays + ([" ".join(plain)] if plain else []), strict=False):
             lines.append([label if self.kind == INPUT else (label and "value"), text])
         if self.hop:
-            time = f" · {self.hop.seconds * 1000:.1f} ms" if self.hop.seconds else ""
+            time = f" · {format_duration(self.hop.seconds)}" if self.hop.seconds else ""
             size = format_size(self.hop.size_bytes)
             lines.append(["hop", f"rank {self.hop.source} → rank {self.hop.target} · {size}{time}"])
+        if self.about:
+            lines.append(["", self.about])
         if self.source:
             lines.append(["code", f"{self.source.file}:{self.source.line}  → {self.source.current}"])
+        if self.ranks:
+            lines.append(["kv", " · ".join(f"rank {kv.rank}: {kv.text}" for kv in self.ranks)])
         return format_table(lines).split("\n") if lines else []

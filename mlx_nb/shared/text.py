@@ -72,7 +72,11 @@ def format_duration(seconds: float) -> str:
 
     >>> format_duration(0.00021), format_duration(2.25), format_duration(8 * 3600)
     ('0.2 ms', '2.2 s', '8.0 h')
+    >>> format_duration(0.000021)
+    '21 µs'
     """
+    if 0 < seconds < 1e-4:
+        return f"{seconds * 1e6:.0f} µs"
     if seconds < 1:
         return f"{seconds * 1000:.1f} ms"
     if seconds < 120:

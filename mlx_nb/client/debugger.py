@@ -1,0 +1,366 @@
+"""Stepping a pipe as one would step a program: one run that stands still between calls.
+
+The notebook keeps who has the turn. A pass goes through the ranks in order, so exactly one rank can go
+on at a time; the others answer questions and use no CPU.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from mlx_nb.client.current import current
+from mlx_nb.client.generation import Generation
+from mlx_nb.client.streaming import FreeRun
+from mlx_nb.shared.errors import MlxNbError, OptionError, RunFinished
+from mlx_nb.shared.ids import LayerIndex, Rank
+from mlx_nb.shared.outcome import Outcome
+from mlx_nb.shared.position import Argument, Position, RankKV
+from mlx_nb.shared.request import Prompt, RunRequest
+from mlx_nb.shared.sites import resolve_site
+from mlx_nb.shared.strides import Stride
+from mlx_nb.shared.tokens import PromptTokens
+
+if TYPE_CHECKING:
+    from mlx_nb.client.pipe import Pipe
+
+OnChange = Callable[["Debugger"], None]
+
+
+class Debugger:
+    """A run that is stepped. Made by `Pipe.debug`; use it as a context manager to be sure it closes.
+
+    Attributes:
+        pipe: The pipe that it steps.
+        gen: What the run has produced so far.
+        position: Where it stands.
+        done: Whether the run has come to its end.
+        closed: Whether the run was given up or has ended, so that nothing is left on the ranks.
+        note: What happened on the way here (an older stepper was closed), empty as a rule.
+        preview: A small picture of the value here, packed as `shared/preview.py` says.
+    """
+
+    def __init__(
+        self, pipe: "Pipe", request: RunRequest, generation: Generation, prompt: Prompt, *, note: str = ""
+    ) -> None:
+        self.pipe = pipe
+        self.gen = generation
+        self.note = note
+        self.prompt = prompt
+        self.done = False
+        self.closed = False
+        self.preview = b""
+        self.wants_preview = False
+        self.listeners: list[OnChange] = []
+        self._request = request
+        self._remote = pipe.cluster.remote
+        self._lock = threading.RLock()
+        self._active = Rank(0)
+        self._ranks: dict[Rank, Outcome] = {}
+        self._hops: dict[Rank, Position] = {}
+        self._tokens: PromptTokens | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self.gen.state = "stopped"
+        self._remote.call_all("open_run", self.pipe.pipe_id, self._request)
+        self.position = self._go(Stride(name="token"))
+
+    # Strides --------------------------------------------------------------------------------------
+
+    def into(self) -> Position:
+        """To the next entry, exit, send or recv."""
+        return self._stride("into")
+
+    def over(self) -> Position:
+        """To this module's exit; from an exit, send or recv, to the next stop at the same depth or above."""
+        return self._stride("over")
+
+    def out(self) -> Position:
+        """To the exit of the module around this one."""
+        return self._stride("out")
+
+    def layer(self, n: int = 1) -> Position:
+        """To the output of the next layer, or of the n-th from here."""
+        return self._stride("layer", count=n)
+
+    def rank(self) -> Position:
+        """To the recv on the next rank."""
+        return self._stride("rank")
+
+    def token(self, n: int = 1) -> Position:
+        """To the start of the next pass, or of the n-th from here: before the embedding."""
+        return self._stride("token", count=n)
+
+    def until(
+        self,
+        site: str | None = None,
+        *,
+        layer: int | None = None,
+        rank: int | None = None,
+        token: int | None = None,
+    ) -> Position:
+        """To a site, to a whole layer, to a rank, or to the pass that feeds a token; or to all of them at once.
+
+        Raises:
+            SiteError: The model has no such site.
+            OptionError: Nothing was asked for, or it is out of range.
+        """
+        if site is None and layer is None and rank is None and token is None:
+            raise OptionError("until needs a target.", "Type: dbg.until('layers.3.self_attn.output')")
+        first = self.pipe.shards[0]
+        if layer is not None and not 0 <= layer < first.num_layers:
+            raise OptionError(f"There is no layer {layer}.", f"The layers are 0–{first.num_layers - 1}.")
+        if rank is not None and not 0 <= rank < self.pipe.num_ranks:
+            raise OptionError(f"There is no rank {rank}.", f"The ranks are 0–{self.pipe.num_ranks - 1}.")
+        pattern = resolve_site(site, [path for path, _ in first.modules], first.layer_paths) if site else ""
+        wanted = {"layer": layer, "rank": rank, "token": token}
+        return self._stride("until", site=pattern, **{k: v for k, v in wanted.items() if v is not None})
+
+    def run(self) -> Position:
+        """To the end of the run (to a breakpoint, once there are some)."""
+        with self._lock:
+            self._check_open()
+            self._finish_freely()
+            return self._arrive(self._end_position())
+
+    cont = run
+
+    def restart(self) -> Position:
+        """Begin the same run again, before the embedding."""
+        with self._lock:
+            self.close()
+            request = self.pipe.request(list(self._request.tokens), self._request.options)
+            self.gen = self.pipe.last = Generation(list(request.tokens))
+            self._request, self.done, self.closed = request, False, False
+            self._active, self._ranks, self._hops = Rank(0), {}, {}
+            current.dbg = self
+            self._begin()
+            return self._arrive(self.position)
+
+    def _stride(self, name: str, *, count: int = 1, **target: Any) -> Position:
+        if count < 1:
+            raise OptionError(f"A stride of {count} goes nowhere.", f"Type: dbg.{name}(1)")
+        with self._lock:
+            self._check_open()
+            here = self.position
+            stride = Stride(
+                name=name,
+                count=count,
+                kind=here.kind,
+                module=here.module,
+                call=here.call,
+                depth=here.depth,
+                num_ranks=self.pipe.num_ranks,
+                **target,
+            )
+            return self._arrive(self._go(stride))
+
+    def _go(self, stride: Stride) -> Position:
+        """Let the ranks go on, one after another, until one stands still or the run ends."""
+        rank = self._active
+        call = self._remote.call
+        while True:
+            try:
+                outcome: Outcome = call(
+                    rank, "step", self.pipe.pipe_id, self._request.run_id, stride, preview=self.wants_preview
+                )
+            except (MlxNbError, KeyboardInterrupt) as error:
+                self.gen.state = "failed" if isinstance(error, MlxNbError) else "interrupted"
+                self.close()
+                raise
+            self._ranks[rank] = outcome
+            self.gen.token_ids = list(max((o.token_ids for o in self._ranks.values()), key=len))
+            stride = outcome.stride or stride
+            if outcome.kind == "stop":
+                assert outcome.position is not None  # that is what a stop is
+                self._active, self.preview = rank, outcome.preview
+                position = replace(outcome.position, ranks=self._kv_lines(outcome.position))
+                if position.hop:
+                    self._hops[position.hop.source] = position
+                return position
+            if outcome.kind == "finished":
+                self._finish_freely()
+                return self._end_position()
+            # Its part of the pass is over; after the last rank the next pass begins at rank 0.
+            rank = Rank((rank + 1) % self.pipe.num_ranks)
+            if rank == 0:
+                self._hops.clear()
+
+    def _finish_freely(self) -> None:
+        """Let every rank that still has the run go to its end, all together."""
+        run = FreeRun(self._remote, self.gen, "finish", self.pipe.pipe_id, self._request.run_id)
+        self.gen.token_ids, before = [], list(self.gen.token_ids)
+        known = dict(self._ranks)
+        try:
+            run.wait_with(lambda rank, outcome: outcome if outcome is not None else known[Rank(rank)])
+        except BaseException:
+            self.gen.token_ids = self.gen.token_ids or before
+            self.close()
+            raise
+        for rank, outcome in enumerate(run.outcomes):
+            self._ranks[Rank(rank)] = outcome
+        self.done = self.closed = True
+        if current.dbg is self:
+            current.dbg = None
+
+    def _end_position(self) -> Position:
+        """Past the last token: there is nothing to look at but the result."""
+        end = len(self._request.tokens) + len(self.gen.token_ids)
+        count = len(self.gen.token_ids)
+        plural = "" if count == 1 else "s"
+        return Position(
+            phase="decode" if count > 1 else "prefill",
+            index=count,
+            start=end - 1,
+            stop=end,
+            rank=Rank(self.pipe.num_ranks - 1),
+            site="end",
+            kind="end",
+            module="",
+            layer=LayerIndex(-1),
+            depth=0,
+            ranks=tuple(
+                RankKV(rank=rank, offset=min((kv.offset for kv in o.kv), default=0))
+                for rank, o in sorted(self._ranks.items())
+            ),
+            about=f"The run has ended with {count} token{plural} ({self.gen.finish_reason or self.gen.state}).",
+        )
+
+    def _arrive(self, position: Position) -> Position:
+        self.position = position
+        for listener in list(self.listeners):
+            listener(self)
+        return position
+
+    def _kv_lines(self, position: Position) -> tuple[RankKV, ...]:
+        """What each rank has written of this pass: a rank that has not begun it has all of it pending."""
+        lines = []
+        length = position.stop - position.start
+        for rank in range(self.pipe.num_ranks):
+            outcome = self._ranks.get(Rank(rank))
+            shard = self.pipe.plan.shards[rank]
+            rows = outcome.kv if outcome else ()
+            here = outcome is not None and outcome.pass_index == position.index
+            written = sum(row.written for row in rows) if here else 0
+            offset = max((row.offset for row in rows), default=0)
+            lines.append(
+                RankKV(
+                    rank=Rank(rank),
+                    offset=offset,
+                    pending=0 if written >= len(shard.layers) else length,
+                    layers_written=written,
+                    layers=len(shard.layers),
+                )
+            )
+        return tuple(lines)
+
+    def _check_open(self) -> None:
+        if self.done:
+            raise RunFinished(
+                f"The run has finished with {len(self.gen.token_ids)} tokens ({self.gen.finish_reason}).",
+                "Look at dbg.gen.text, or begin again: dbg.restart()",
+            )
+        if self.closed:
+            raise RunFinished("This stepper was closed.", "Begin again: dbg.restart()")
+
+    # Looking --------------------------------------------------------------------------------------
+
+    @property
+    def args(self) -> tuple[Argument, ...]:
+        """The arguments of the call here; what was returned, at an exit."""
+        return self.position.args
+
+    @property
+    def value(self) -> np.ndarray:
+        """A copy of the first array here (bfloat16 as the equal float32).
+
+        Raises:
+            TransferTooLargeError: It is over 64 MiB.
+            RunFinished: The run is over.
+        """
+        self._check_open()
+        array: np.ndarray = self._ask("value")
+        array.setflags(write=False)
+        return array
+
+    def p(self, expression: str) -> Argument:
+        """Evaluate an expression in the model's own frame, on the rank: arrays come as summaries.
+
+        Raises:
+            RunError: It raises there.
+        """
+        self._check_open()
+        return self._ask("evaluate", expression)
+
+    @property
+    def locals(self) -> tuple[Argument, ...]:
+        """The local names of the model's own frame."""
+        self._check_open()
+        return self._ask("frame_locals")
+
+    def where(self) -> str:
+        """The modules from the model down to here, the current one last."""
+        path = [f"{'→' if i == len(self.position.stack) - 1 else ' '} {frame.class_name:<24} {frame.path or '(model)'}"
+                for i, frame in enumerate(self.position.stack)]
+        return "\n".join([self.position.where, *path])
+
+    def source(self) -> str:
+        """The model's own code around the line where the run stands."""
+        source = self.position.source
+        if source is None:
+            return "No code is on this stop: it lies between the ranks."
+        rows = [
+            f"{number:>5} {'->' if source.line <= number <= source.last_line else '  '} {text}"
+            for number, text in enumerate(source.lines, source.first)
+        ]
+        return "\n".join([f"{source.function}  {source.path}", *rows])
+
+    def tokens(self) -> PromptTokens:
+        """The prompt's tokens with their text."""
+        if self._tokens is None:
+            ids = list(self._request.tokens)
+            prompt = self.prompt if isinstance(self.prompt, str) else ids
+            found = self.pipe.tokens(prompt, raw=self._request.options.raw)
+            self._tokens = found if found.ids == ids else self.pipe.tokens(ids)
+        return self._tokens
+
+    def hops(self) -> dict[Rank, Position]:
+        """The crossings of this pass so far, by the rank they left."""
+        return dict(self._hops)
+
+    @property
+    def ranks(self) -> dict[Rank, Outcome]:
+        """What each rank said last."""
+        return dict(self._ranks)
+
+    def _ask(self, name: str, *args: Any) -> Any:
+        with self._lock:
+            return self._remote.call(self._active, name, self.pipe.pipe_id, self._request.run_id, *args)
+
+    # End ------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Give the run up and free what it holds; does nothing the second time."""
+        if self.closed:
+            return
+        self.closed = True
+        if self.gen.state == "stopped":
+            self.gen.state = "interrupted"
+        if current.dbg is self:
+            current.dbg = None
+        if not self._remote.ended and not self._remote.lost():
+            self._remote.call_all("close_run", self.pipe.pipe_id, self._request.run_id)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        note = f"{self.note}\n" if self.note else ""
+        state = "" if not self.closed else " · finished\n" if self.done else " · closed\n"
+        return f"{note}Debugger {self.pipe.name}{state or chr(10)}{self.position}"

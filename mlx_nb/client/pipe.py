@@ -1,0 +1,278 @@
+"""A model that is loaded over the ranks of a cluster."""
+
+import secrets
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlx_nb.client.current import current
+from mlx_nb.client.generation import Generation, Piece
+from mlx_nb.client.streaming import FreeRun
+from mlx_nb.shared.errors import NoModelError, OptionError, PromptError
+from mlx_nb.shared.ids import Rank
+from mlx_nb.shared.loaded import LoadedShard
+from mlx_nb.shared.outcome import Outcome
+from mlx_nb.shared.plan import Plan, split_layers
+from mlx_nb.shared.request import GenerateOptions, Prompt, RunRequest, options_from
+from mlx_nb.shared.text import format_table
+from mlx_nb.shared.tokens import PromptTokens
+
+if TYPE_CHECKING:
+    from mlx_nb.client.cluster import Cluster
+    from mlx_nb.client.debugger import Debugger
+    from mlx_nb.client.remote import OnEvent
+
+
+class Pipe:
+    """A model over ranks: generate with it, or step through it.
+
+    Made by `Cluster.load`. Two pipes may stand side by side in one cluster.
+
+    Attributes:
+        cluster: Where it lives.
+        name: The model as it was asked for.
+        plan: Which rank holds which layers.
+        path: The model's folder, on rank 0's host.
+        dtype: What the ranks compute in.
+        last: The last run, interrupted ones too; None before the first.
+    """
+
+    def __init__(self, cluster: "Cluster", name: str, wishes: dict[str, Any]) -> None:
+        """For `Cluster.load`; `load_there` does the work."""
+        self.cluster = cluster
+        self.name = name
+        self.pipe_id = secrets.token_hex(4)
+        self.last: Generation | None = None
+        self._wishes = wishes
+        self._lock = threading.RLock()
+        self._unloaded = False
+        self._shards: list[LoadedShard] = []
+
+    def load_there(self, on_event: "OnEvent | None" = None) -> "Pipe":
+        """Load every rank's share; also after the cluster was restarted.
+
+        Args:
+            on_event: Gets each rank's progress events: ``stage``, ``done``, ``total``.
+
+        Raises:
+            MlxNbError: The model, its weights or the split cannot be used; nothing is loaded then.
+        """
+        remote = self.cluster.remote
+        try:
+            pending = remote.submit_all("load", self.pipe_id, self.name, on_event=on_event, **self._wishes)
+            self._shards = remote.wait(pending)
+        except BaseException:
+            remote.call_all("unload", self.pipe_id, timeout_s=30.0) if not remote.ended else None
+            raise
+        self._unloaded = False
+        self.plan = self._make_plan()
+        self.cluster.holds = {shard.rank: shard.describe() for shard in self.plan.shards}
+        current.pipe = self
+        return self
+
+    def _make_plan(self) -> Plan:
+        first = self._shards[0]
+        counts = [shard.layers[1] - shard.layers[0] for shard in self._shards]
+        known = split_layers(first.num_layers, len(counts), counts, model=self.name)
+        shards = tuple(
+            replace(cut, host=there.host, weight_bytes=there.weight_bytes)
+            for cut, there in zip(known, self._shards, strict=True)
+        )
+        split = self._wishes.get("split", "even")
+        reason = "even, a remainder to the first ranks" if split == "even" else "as asked for"
+        return Plan(
+            model=self.name, shards=shards, hidden_size=first.hidden_size, dtype=first.dtype, reason=reason
+        )
+
+    # What it is -----------------------------------------------------------------------------------
+
+    @property
+    def path(self) -> str:
+        return self._shards[0].folder
+
+    @property
+    def dtype(self) -> str:
+        return self._shards[0].dtype
+
+    @property
+    def num_ranks(self) -> int:
+        return len(self._shards)
+
+    @property
+    def shards(self) -> tuple[LoadedShard, ...]:
+        """What each rank reported when it had loaded, rank 0 first."""
+        return tuple(self._shards)
+
+    def __repr__(self) -> str:
+        first, plan = self._shards[0], self.plan
+        state = "unloaded" if self._unloaded else "cluster ended" if self.cluster.remote.ended else self._state()
+        width = f" · D {first.hidden_size}" if first.hidden_size else ""
+        head = f"Pipe {self.name} · {first.num_layers} layers{width} · {first.dtype} · {state}"
+        return f'{head}\n{format_table(plan.rows(), right=(3,))}\n next: pipe.generate("…")  pipe.debug("…")'
+
+    def _state(self) -> str:
+        return "running" if self.last is not None and self.last.state == "running" else "idle"
+
+    # Tokens ---------------------------------------------------------------------------------------
+
+    def tokens(self, prompt: Prompt, *, raw: bool = False) -> PromptTokens:
+        """A prompt's tokens, with their text and which of them the chat template added.
+
+        Raises:
+            PromptError: It has no tokens, or the model has no tokenizer.
+        """
+        self._check()
+        return self.cluster.remote.call(Rank(0), "tokens", self.pipe_id, plain_prompt(prompt), raw=raw)
+
+    def encode(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
+        """A prompt's token ids; ids are taken as they are. Raises as `tokens`."""
+        self._check()
+        return self.cluster.remote.call(Rank(0), "encode", self.pipe_id, plain_prompt(prompt), raw=raw)
+
+    # Free runs ------------------------------------------------------------------------------------
+
+    def generate(self, prompt: Prompt | Sequence[str], **options: Any) -> Any:
+        """Generate to the end.
+
+        Args:
+            prompt: A string (the chat template is applied unless ``raw=True``), chat messages, token
+                ids, or a list of strings: several prompts, one after another.
+            **options: As `GenerateOptions`.
+
+        Returns:
+            A `Generation`; a list of them for several prompts.
+
+        Raises:
+            KeyboardInterrupt: It was interrupted; `last` has the text so far.
+            MlxNbError: The prompt or an option is wrong, or the run failed.
+        """
+        if isinstance(prompt, list | tuple) and prompt and all(isinstance(item, str) for item in prompt):
+            return [self.generate(str(item), **options) for item in prompt]
+        for _ in self.stream(prompt, **options):  # type: ignore[arg-type]
+            pass
+        return self.last
+
+    def stream(self, prompt: Prompt, **options: Any) -> Iterator[Piece]:
+        """Generate piece by piece; leaving the loop stops the run. Arguments and errors as `generate`."""
+        run = self.begin(prompt, **options)
+        for piece in run.pieces():
+            if piece is not None:
+                yield piece
+
+    def begin(self, prompt: Prompt, **options: Any) -> FreeRun:
+        """Start a free run; `FreeRun.pieces` follows it. Arguments and errors as `generate`."""
+        checked = options_from(options)
+        request = self.request(prompt, checked)
+        self.last = Generation(list(request.tokens))
+        return FreeRun(self.cluster.remote, self.last, "generate", self.pipe_id, request)
+
+    def logits(self, prompt: Prompt, chunk: int | None = None, *, raw: bool = False) -> np.ndarray:
+        """The logits after every token of a prompt, fed through the KV cache.
+
+        Args:
+            prompt: As for `generate`.
+            chunk: Tokens a chunk; None takes the default.
+            raw: Without the chat template.
+
+        Shapes:
+            returned: ``[L, V]`` float32.
+
+        Raises:
+            TransferTooLargeError: They are over 64 MiB.
+        """
+        checked = options_from({"prefill_step_size": chunk, "raw": raw})
+        request = self.request(prompt, checked, kind="logits")
+        outcomes: list[Outcome] = self.cluster.remote.call_all("generate", self.pipe_id, request)
+        logits = outcomes[-1].logits
+        if logits is None:
+            raise KeyboardInterrupt
+        return logits
+
+    def request(self, prompt: Prompt, options: GenerateOptions, kind: str = "generate") -> RunRequest:
+        """A run as it is sent to every rank, under a new id."""
+        ids = self.encode(prompt, raw=options.raw)
+        # A message's tag: positive, and the same on every rank. Random, since several kernels may attach.
+        run_id = secrets.randbelow(2**30 - 1) + 1
+        return RunRequest(
+            run_id=run_id, tokens=tuple(ids), options=options, kind=kind, stop_ids=self._shards[0].stop_ids
+        )
+
+    # Stepping -------------------------------------------------------------------------------------
+
+    def debug(self, prompt: Prompt, **options: Any) -> "Debugger":
+        """Stand before the embedding of a prompt's first pass. A second one closes the first, with a note.
+
+        Raises:
+            MlxNbError: The prompt or an option is wrong.
+        """
+        from mlx_nb.client.debugger import Debugger  # it imports this module
+
+        checked = options_from(options)
+        request = self.request(prompt, checked)
+        open_one = current.dbg
+        note = ""
+        if open_one is not None and not open_one.closed:
+            note = f"The stepper that stood at {open_one.position.where} was closed."
+            open_one.close()
+        self.last = Generation(list(request.tokens))
+        debugger = Debugger(self, request, self.last, prompt, note=note)
+        current.dbg = debugger
+        return debugger
+
+    # End ------------------------------------------------------------------------------------------
+
+    def unload(self) -> None:
+        """Free the ranks' memory; does nothing the second time."""
+        if self._unloaded or self.cluster.remote.ended:
+            return
+        self._unloaded = True
+        if current.dbg is not None and current.dbg.pipe is self:
+            current.dbg.close()
+        self.cluster.remote.call_all("unload", self.pipe_id)
+        if current.pipe is self:
+            current.pipe = None
+            self.cluster.holds = {}
+
+    def _check(self) -> None:
+        if self._unloaded:
+            raise NoModelError(
+                f"This pipe ({self.name}) was unloaded.", f"Type: %mlx_load {self.name}"
+            )
+
+
+def plain_prompt(prompt: Any) -> Prompt:
+    """A prompt as plain data that travels: arrays of ids become lists.
+
+    Raises:
+        PromptError: It is neither text, messages nor ids.
+    """
+    if isinstance(prompt, str):
+        return prompt
+    if hasattr(prompt, "tolist"):
+        prompt = prompt.tolist()
+    if isinstance(prompt, list | tuple):
+        return list(prompt)
+    raise PromptError(
+        f"A prompt cannot be a {type(prompt).__name__}.",
+        "Type a string, a list of chat messages, or a list of token ids.",
+    )
+
+
+def parse_split(split: str | Sequence[int]) -> str | list[int]:
+    """A split as the ranks take it: a name, or layers per rank.
+
+    Raises:
+        OptionError: It is neither.
+    """
+    if not isinstance(split, str):
+        return [int(count) for count in split]
+    if split.replace(",", "").replace(" ", "").isdigit():
+        return [int(count) for count in split.replace(" ", "").split(",") if count]
+    if split != "even":
+        raise OptionError(
+            f"There is no split '{split}'.", "Type one of: --split even, or layers per rank such as --split 14,16"
+        )
+    return split

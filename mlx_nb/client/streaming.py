@@ -1,0 +1,132 @@
+"""A free run on all ranks, seen from the notebook: events while it goes on, the ranks' account at its end."""
+
+import queue
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from mlx_nb.client.generation import Generation, Piece, rate
+from mlx_nb.client.remote import Pending, Remote
+from mlx_nb.shared.errors import MlxNbError
+from mlx_nb.shared.ids import Rank
+from mlx_nb.shared.outcome import Outcome
+
+LOOK_S = 0.05
+LOST_EVERY_S = 0.5
+
+Event = dict[str, Any]
+
+
+class FreeRun:
+    """A run under way.
+
+    Attributes:
+        generation: What it has produced so far; filled while `pieces` is read.
+        prefilled: Prompt tokens that have gone through all ranks.
+        outcomes: The ranks' own account, rank 0 first, once it has ended.
+    """
+
+    def __init__(self, remote: Remote, generation: Generation, name: str, *args: object) -> None:
+        self.generation = generation
+        self.prefilled = 0
+        self._remote = remote
+        self.outcomes: list[Outcome] = []
+        self._fill: Callable[[int, Outcome | None], Outcome] | None = None
+        self._began = time.monotonic()
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._pending: list[Pending] = remote.submit_all(name, *args, on_event=self._take)
+
+    def _take(self, _rank: Rank, event: Event) -> None:
+        """Runs on ipyparallel's thread: hand over, nothing else."""
+        self._events.put(event)
+
+    def pieces(self) -> Iterator[Piece | None]:
+        """Pieces as they come; None when there is only progress to show.
+
+        Whatever ends it early (Ctrl-C, a lost rank, the caller), the generation keeps what came so far.
+
+        Raises:
+            KeyboardInterrupt: The run was interrupted; the ranks have stopped by then.
+            MlxNbError: It failed.
+        """
+        generation = self.generation
+        generation.state = "running"
+        try:
+            yield from self._streamed()
+            outcomes: list[Outcome] = self._remote.wait(self._pending)
+        except (KeyboardInterrupt, GeneratorExit):
+            self._interrupt()
+            raise
+        except MlxNbError:
+            generation.state = "failed"
+            raise
+        seen = len(generation.token_ids)
+        for event in self._waiting_events():
+            if event["kind"] == "token" and (piece := self._piece(event, seen)):
+                seen += 1
+                generation.add(piece)
+                yield piece
+        self._settle(outcomes)
+
+    def wait_with(self, fill: Callable[[int, Outcome | None], Outcome]) -> Generation:
+        """Read the run to its end; `fill` says what a rank that had ended before has to say."""
+        self._fill = fill
+        for _ in self.pieces():
+            pass
+        return self.generation
+
+    def _streamed(self) -> Iterator[Piece | None]:
+        looked = time.monotonic()
+        while not any(one.done for one in self._pending):
+            try:
+                event = self._events.get(timeout=LOOK_S)
+            except queue.Empty:
+                if time.monotonic() - looked > LOST_EVERY_S:
+                    looked = time.monotonic()
+                    if self._remote.ended or self._remote.lost():
+                        return
+                continue
+            if event["kind"] == "prefill":
+                self.prefilled = event["done"]
+                yield None
+            elif event["kind"] == "token" and (piece := self._piece(event, len(self.generation.token_ids))):
+                self.generation.add(piece)
+                yield piece
+
+    def _waiting_events(self) -> Iterator[Event]:
+        while True:
+            try:
+                # The ranks have answered; their last events are at most a network hop behind.
+                yield self._events.get(timeout=LOOK_S / 5)
+            except queue.Empty:
+                return
+
+    def _piece(self, event: Event, seen: int) -> Piece:
+        prompt = len(self.generation.prompt_ids)
+        return Piece(
+            text=event["text"],
+            token=event["token"],
+            prompt_tokens=prompt,
+            prompt_tps=rate(prompt, event["prompt_s"]),
+            generation_tokens=seen + 1,
+            generation_tps=rate(seen, event["decode_s"]),
+            finish_reason=event["finish"] or None,
+        )
+
+    def _interrupt(self) -> None:
+        """Stop the ranks and keep what they have; called while an exception is on its way."""
+        self.generation.state = "interrupted"
+        try:
+            if not all(one.done for one in self._pending):
+                self._remote.interrupt()
+            self._settle(self._remote.wait(self._pending, timeout_s=30.0))
+        except MlxNbError:
+            return  # a rank is lost or failed: the streamed pieces are what there is
+
+    def _settle(self, outcomes: list[Outcome]) -> None:
+        if self._fill is not None:
+            outcomes = [self._fill(rank, outcome) for rank, outcome in enumerate(outcomes)]
+        self.outcomes = outcomes
+        kinds = {outcome.kind for outcome in outcomes}
+        state = "interrupted" if "interrupted" in kinds else "finished"
+        self.generation.settle(outcomes, state, time.monotonic() - self._began)

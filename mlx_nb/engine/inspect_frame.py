@@ -1,0 +1,45 @@
+"""Questions to the model's own frame where a pass stands still: values come back as summaries."""
+
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from mlx_nb.engine.summary import describe_values
+from mlx_nb.shared.errors import RunError
+from mlx_nb.shared.position import Argument
+
+if TYPE_CHECKING:
+    from mlx_nb.engine.run import Run
+
+
+def evaluate_in_frame(run: "Run", expression: str) -> Argument:
+    """Evaluate an expression as the model's code would at the line where it stands.
+
+    Raises:
+        RunError: There is no frame here, or the expression raises.
+    """
+    frame = _frame(run)
+    try:
+        value = eval(expression, frame.f_globals, frame.f_locals)
+    except Exception as error:  # the user's expression may raise anything
+        raise RunError(
+            f"Rank {run.stage.rank}: {expression} raises {type(error).__name__}: {error}",
+            f"Names here: {', '.join(list(frame.f_locals)[:12])}.",
+        ) from error
+    return describe_values([(expression, value)], run.stage.sizes, _length(run))[0]
+
+
+def locals_of_frame(run: "Run") -> tuple[Argument, ...]:
+    """The local names of the frame, arrays as summaries."""
+    named = [(name, value) for name, value in _frame(run).f_locals.items() if name != "self"]
+    return describe_values(named, run.stage.sizes, _length(run))
+
+
+def _frame(run: "Run") -> FrameType:
+    frame = run.stop.frame if run.stop else None
+    if frame is None:
+        raise RunError("The run stands between modules, where no code of the model waits.", "Type: dbg.into()")
+    return frame
+
+
+def _length(run: "Run") -> int:
+    return run.current.stop - run.current.start if run.current else 0
