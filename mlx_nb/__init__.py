@@ -3,7 +3,7 @@
 Importing this package is cheap: names load what they need when they are first used.
 """
 
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _HOME = {
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return metadata.version("mlx-nb")
+        return import_module("importlib.metadata").version("mlx-nb")  # takes longer than all the rest
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module 'mlx_nb' has no attribute '{name}'")

@@ -38,12 +38,20 @@ MPI_ARGS = [
     *("--mca", "mpi_yield_when_idle", "1"),
 ]
 CONTROLLER_ARGS = [
-    # A heartbeat a second makes the start 3 s faster; 30 misses let a host that slept 15 s come back.
-    "--HeartMonitor.period=1000",
-    "--HeartMonitor.max_heartmonitor_misses=30",
+    # An engine counts as registered at its second heartbeat: measured from call to return, a start takes
+    # 5.0 s with a period of 1000 ms and 3.4 s with 250 (and 0.3 % of a core). 30 s of missed beats
+    # let a host that slept come back; one that was dropped never registers again.
+    "--HeartMonitor.period=250",
+    "--HeartMonitor.max_heartmonitor_misses=120",
     # Two processes instead of nine.
     "--IPController.use_threads=True",
 ]
+CONTROLLER_PORTS = "--IPController.ports=10101-10140"
+"""Fixed where other hosts connect, so that a firewall can be told."""
+
+HOST_FLAGS = ("--host", "-H", "--hostfile", "--prefix")
+# On a busy machine the controller may take longer than ipyparallel's 5 s to answer a new engine.
+ENGINE_ARGS = ["--IPEngine.timeout=30"]
 
 
 def find_mpiexec() -> str:
@@ -79,7 +87,7 @@ def resolve(
         ProfileError: The profile is unknown.
     """
     config = load_profile(profile)
-    listed = tuple(hosts or ())
+    listed = tuple(hosts.split(",") if isinstance(hosts, str) else hosts or ())
     if ranks is None:
         by_profile = config.Cluster.get("n") if "Cluster" in config else None
         ranks = sum(map(slots_of, listed)) or by_profile or 2
@@ -105,8 +113,9 @@ def build(name: str, spec: ClusterSpec, folder: Path, profile: Config) -> ipp.Cl
     """
     config = Config(
         {
-            "Cluster": {"controller_args": list(CONTROLLER_ARGS), "delay": 0},
-            "MPIEngineSetLauncher": {"mpi_args": list(MPI_ARGS)},
+            "Cluster": {"delay": 0},
+            "LocalControllerLauncher": {"controller_args": list(CONTROLLER_ARGS)},
+            "MPIEngineSetLauncher": {"mpi_args": list(MPI_ARGS), "engine_args": list(ENGINE_ARGS)},
         }
     )
     config.merge(profile)
@@ -120,8 +129,9 @@ def build(name: str, spec: ClusterSpec, folder: Path, profile: Config) -> ipp.Cl
     address = config.Cluster.get("controller_ip", "127.0.0.1")
     if spec.hosts:
         address, network = find_link(spec.hosts)
-        mpi_args += host_args(spec, network, list(launcher.environment))
-    elif any(argument in ("--host", "-H", "--hostfile") for argument in mpi_args):
+        mpi_args = without_hosts(mpi_args) + host_args(spec, network, list(launcher.environment))
+        config.LocalControllerLauncher.controller_args += [CONTROLLER_PORTS]
+    elif any(argument in HOST_FLAGS for argument in mpi_args):
         mpi_args += forward_args(list(launcher.environment))
     for setting in filter(None, os.environ.get(MCA_VARIABLE, "").split(";")):
         key, _, value = setting.strip().partition(" ")
@@ -163,6 +173,12 @@ def host_args(spec: ClusterSpec, network: str, variables: list[str]) -> list[str
         *("--mca", "btl_tcp_if_include", network, "--prtemca", "prte_if_include", network),
         *forward_args(variables),
     ]
+
+
+def without_hosts(mpi_args: list[str]) -> list[str]:
+    """A profile's flags without the hosts that it names: the user's `hosts` replace them."""
+    values = {i + 1 for i, argument in enumerate(mpi_args) if argument in HOST_FLAGS}
+    return [a for i, a in enumerate(mpi_args) if a not in HOST_FLAGS and i not in values]
 
 
 def forward_args(variables: list[str]) -> list[str]:

@@ -8,6 +8,11 @@ from mlx_nb.shared.ids import Rank
 
 TAIL_LINES = 100
 
+# What ipyparallel logs in any life, and what its nanny says about any death.
+_ROUTINE = re.compile(
+    r"\[KernelNanny[^]]*\]|\[IPEngine[^]]*\] (?!ERROR|CRITICAL)|^from mpi4py|^mpi_(rank|size) ="
+)
+
 
 class LogText(str):
     """A text that shows its lines in a notebook, not its escapes."""
@@ -37,8 +42,9 @@ def controller_log(folder: Path) -> str:
 
 
 def last_words(folder: Path, rank: Rank, lines: int = 3) -> str:
-    """The end of a rank's log on one line; empty if it has written nothing."""
-    written = [line.strip() for line in rank_log(folder, rank).splitlines() if line.strip()]
+    """The end of what a rank itself has written, on one line; empty if it has written nothing."""
+    lines_of_log = (line.strip() for line in rank_log(folder, rank).splitlines())
+    written = [line for line in lines_of_log if line and not _ROUTINE.search(line)]
     return " / ".join(written[-lines:])
 
 

@@ -7,9 +7,9 @@ name up in its own table.
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakSet
 
 import ipyparallel as ipp
 from ipyparallel.serialize import deserialize_object
@@ -31,7 +31,7 @@ GRACE_S = 2.0
 OnEvent = Callable[[Rank, dict[str, Any]], None]
 
 
-@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+@dataclass(frozen=True, slots=True)
 class Pending:
     """A call that is on its way on one rank; `result` is ipyparallel's handle."""
 
@@ -71,7 +71,6 @@ class Remote:
     why: Callable[[Rank], str] = "rank {} does not answer".format
     lock: threading.RLock = field(default_factory=threading.RLock)
     ended: str = ""
-    _sent: WeakSet[Pending] = field(default_factory=WeakSet)
 
     def call(
         self, rank: Rank | int, name: str, /, *args: Any, timeout_s: float | None = None, **kwargs: Any
@@ -111,13 +110,12 @@ class Remote:
             if on_event:
                 for message in result._children:  # at once: the first event comes about 1 ms later
                     message.iopub_callbacks.append(_relay(where, on_event))
-        pending = Pending(where, name, result)
-        self._sent.add(pending)
-        return pending
+        return Pending(where, name, result)
 
     def busy(self, rank: Rank) -> bool:
-        """Whether a call of this kernel is on its way there. (What ``%%px`` runs is not known here.)"""
-        return any(one.rank == rank and not one.done for one in list(self._sent))
+        """Whether it has not answered something that this kernel asked, ``%%px`` cells included."""
+        uuid = self.client._engines.get(self.table[rank].engine)
+        return bool(self.client._outstanding_dict.get(uuid))
 
     def submit_all(
         self, name: str, /, *args: Any, on_event: OnEvent | None = None, **kwargs: Any
@@ -139,7 +137,8 @@ class Remote:
         try:
             self._wait(pending, timeout_s)
         except KeyboardInterrupt:
-            self.interrupt()
+            with suppress(TimeoutError):  # a rank that is gone confirms no signal
+                self.interrupt()
             raise
         outcomes = [_outcome(one) for one in pending]
         gone = self.lost() | {one.rank for one, what in zip(pending, outcomes, strict=True) if what is _Lost}
