@@ -1,0 +1,621 @@
+/**
+ * The stepper's view. Draws the `StepperState` of mlx_nb/shared/view_state.py, and sends what the user asks for:
+ *
+ *   to Python:    {kind: "stride", stride, id}   {kind: "interrupt"}
+ *   from Python:  {kind: "answered", id}         and the traits state, preview, busy, can_interrupt
+ *
+ * One self-contained module: the page loads it from a Blob, where an import of a neighbour would not resolve.
+ * mlx_nb/widgets/stepper_static.py draws the same screen without a script; a test compares the two.
+ *
+ * @typedef {{id: number, text: string, template: boolean, in_pass: boolean, generated: boolean, more?: number}} Token
+ * @typedef {{layer: number, state: string, kv: string}} Layer
+ * @typedef {{rank: number, host: string, holds: string, status: string, note: string,
+ *            embed: string|null, head: string|null, layers: Layer[]}} Lane
+ * @typedef {{source: number, text: string, state: string}} Wire
+ * @typedef {{title: string, file: string, breadcrumb: string[],
+ *            lines: {number: number, text: string, current: boolean}[]}} Source
+ * @typedef {{sequence: number, model: string, prompt: string, status: string, where: string, tokens: Token[],
+ *            pass_text: string, lanes: Lane[], wires: Wire[], site: string, suffix: string, site_note: string,
+ *            arguments: {name: string, shape: string, dtype: string, size: string}[],
+ *            numbers: {name: string, value: string}[], preview_label: string, preview_limit: string,
+ *            source: Source|null, sentence: string,
+ *            modules: {path: string, class_name: string, depth: number, state: string}[],
+ *            kv: {rank: number, layers: string, class_name: string, offset: string, state: string}[],
+ *            text: string, error: string}} State
+ * @typedef {{get(name: string): any, send(content: object): void,
+ *            on(event: string, callback: Function): void, off(event: string, callback: Function): void}} Model
+ */
+
+/** The strides: name, label, key, tooltip; in groups as pdb's users know them. */
+const STRIDES = [
+  [
+    ["into", "Into", "s", "To the next entry, exit, send or receive"],
+    ["over", "Over", "n", "To this module's exit"],
+    ["out", "Out", "r", "To the parent's exit"],
+  ],
+  [
+    ["layer", "Layer", "l", "To the next layer's output"],
+    ["rank", "Rank", "k", "To where the next rank receives"],
+    ["token", "Token", "t", "To the start of the next pass"],
+  ],
+  [["run", "Run", "c", "To a breakpoint, or to the end"]],
+];
+
+/** What ends something has no key of its own: a slip would cost the run. */
+const ENDINGS = [
+  ["restart", "↻", "Restart: the same prompt from the start"],
+  ["close", "✕", "Close: end this run"],
+];
+
+const STOP_KEY = "i";
+
+/** Short strides take milliseconds: the buttons only change their looks when one takes longer than this. */
+const BUSY_LOOKS_AFTER_MS = 250;
+const NO_ANSWER_AFTER_S = 10;
+
+const TOKENS_PER_CLICK = 500;
+
+// ---------------------------------------------------------------------------------------------------- elements
+
+/**
+ * An element from ``tag.class.class``. Strings become text nodes, never markup.
+ * @param {string} selector
+ * @param {Object<string, any>} [attributes] null, undefined and false are left out
+ * @param {...(Node|string|null)} children
+ * @returns {HTMLElement}
+ */
+function h(selector, attributes = {}, ...children) {
+  const [tag, ...classes] = selector.split(".");
+  const node = document.createElement(tag);
+  node.className = classes.join(" ");
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value != null && value !== false) node.setAttribute(name, String(value));
+  }
+  node.append(...children.filter((child) => child !== null));
+  return node;
+}
+
+/** @param {number} n @param {string} one */
+const plural = (n, one) => `${n} ${one}${n === 1 ? "" : "s"}`;
+
+// ------------------------------------------------------------------------------------------------------ tokens
+
+/**
+ * Where the strip folds: long runs of one kind keep their ends. The static picture has the same rule.
+ * @param {Token[]} tokens
+ * @returns {{from: number, to: number}[]} half-open ranges to hide
+ */
+function folds(tokens) {
+  const found = [];
+  for (let from = 0; from < tokens.length; ) {
+    const { template, generated } = tokens[from];
+    let to = from;
+    while (to < tokens.length && tokens[to].template === template && tokens[to].generated === generated) to++;
+    const [most, head, tail] = template ? [4, 2, 0] : [64, 24, 24];
+    if (to - from > most) found.push({ from: from + head, to: to - tail });
+    from = to;
+  }
+  return found;
+}
+
+/** @param {Token} token @param {number} index */
+function tokenChip(token, index) {
+  const kind = token.template ? "t" : token.generated ? "g" : "p";
+  const word = { t: "template", g: "generated", p: "prompt" }[kind];
+  const node = h(`span.ms-token.${kind}`, { title: `token ${index} · id ${token.id} · ${word}` }, token.text);
+  if (token.in_pass) node.classList.add("in");
+  return node;
+}
+
+/** The token strip. It remembers how many tokens of each fold the user has opened. */
+function tokenStrip(signal) {
+  const node = h("div.ms-row.ms-tokens.ms-mono", { role: "group", "aria-label": "Tokens" });
+  /** @type {Map<number, number>} */
+  const opened = new Map();
+  /** @type {State} */
+  let last;
+
+  /** @param {State} state */
+  function draw(state) {
+    last = state;
+    /** @type {Node[]} */
+    const chips = [];
+    const hidden = folds(state.tokens);
+    let index = 0; // into state.tokens
+    let position = 0; // in the sequence: a cell with `more` stands for several
+    const show = () => {
+      const token = state.tokens[index++];
+      if (token.more) {
+        const text = `…${token.more.toLocaleString("en")} more`;
+        chips.push(h(`span.ms-token.t${token.in_pass ? ".in" : ""}`, {}, text));
+      } else chips.push(tokenChip(token, position));
+      position += token.more || 1;
+    };
+    for (const fold of hidden) {
+      while (index < fold.from) show();
+      const size = fold.to - fold.from;
+      const open = Math.min(opened.get(fold.from) || 0, size);
+      while (index < fold.from + open) show();
+      const rest = state.tokens.slice(index, fold.to);
+      const kind = state.tokens[fold.from].template ? "t" : "p";
+      const text = rest.length ? `…${rest.length.toLocaleString("en")} more` : "fold";
+      const chip = h(`button.ms-token.ms-more.${kind}`, { type: "button", "aria-expanded": open > 0 }, text);
+      if (rest.some((token) => token.in_pass)) chip.classList.add("in");
+      chip.addEventListener("click", () => {
+        opened.set(fold.from, rest.length ? open + TOKENS_PER_CLICK : 0);
+        draw(last);
+      }, { signal });
+      chips.push(chip);
+      position += rest.length;
+      index = fold.to;
+    }
+    while (index < state.tokens.length) show();
+    if (!["finished", "failed"].includes(state.status)) chips.push(h("span.ms-token.next", {}, "next"));
+    if (state.pass_text) chips.push(h("span.ms-pass", {}, state.pass_text));
+    const refocus = node.contains(document.activeElement);
+    node.replaceChildren(...chips);
+    if (refocus) /** @type {HTMLElement|null} */ (node.querySelector("button"))?.focus({ preventScroll: true });
+  }
+  return { node, draw };
+}
+
+// ------------------------------------------------------------------------------------------------------- lanes
+
+/**
+ * Layers as cells; a lane of many is drawn in groups. The static picture has the same rule.
+ * @param {Layer[]} layers
+ * @returns {{first: number, last: number, state: string, kv: string}[]}
+ */
+function group(layers) {
+  const size = layers.length > 48 ? Math.ceil(layers.length / 40) : 1;
+  const groups = [];
+  for (let i = 0; i < layers.length; i += size) {
+    const part = layers.slice(i, i + size);
+    const states = part.map((layer) => layer.state);
+    const kvs = new Set(part.map((layer) => layer.kv));
+    groups.push({
+      first: part[0].layer,
+      last: part[part.length - 1].layer,
+      state: states.includes("current") ? "current" : states.every((s) => s === states[0]) ? states[0] : "part",
+      kv: kvs.size === 1 ? part[0].kv : "part",
+    });
+  }
+  return groups;
+}
+
+/** @param {number} first @param {number} last */
+const layerText = (first, last) => (first === last ? `layer ${first}` : `layers ${first}–${last}`);
+
+/**
+ * The lane in words: what a screen reader says instead of the cells.
+ * @param {Lane} lane
+ */
+function describeLane(lane) {
+  const parts = lane.embed ? [`embedding ${lane.embed}`] : [];
+  for (let i = 0; i < lane.layers.length; ) {
+    const { layer, state, kv } = lane.layers[i];
+    let j = i;
+    while (j < lane.layers.length && lane.layers[j].state === state && lane.layers[j].kv === kv) j++;
+    const cache = kv === "none" ? "" : `, KV ${kv}`;
+    parts.push(`${layerText(layer, lane.layers[j - 1].layer)} ${state}${cache}`);
+    i = j;
+  }
+  if (lane.head) parts.push(`head ${lane.head}`);
+  return parts.join("; ");
+}
+
+/** @param {Lane} lane */
+function laneRow(lane) {
+  const groups = group(lane.layers);
+  const cells = h("div.ms-cells", { role: "img", "aria-label": describeLane(lane) });
+  if (groups.length > 24) cells.classList.add(groups.length > 36 ? "tight" : "snug");
+  if (lane.embed) cells.append(h(`span.ms-cell.ms-end.${lane.embed}`, { title: `embedding: ${lane.embed}` }, "emb"));
+  for (const { first, last, state, kv } of groups) {
+    const title = `${layerText(first, last)}: ${state}${kv === "none" ? "" : ` · KV ${kv}`}`;
+    const number = state === "current" && groups.length <= 18 && first === last ? String(first) : "";
+    cells.append(h(`span.ms-cell.${state}.kv-${kv}`, { title }, number));
+  }
+  if (lane.head) cells.append(h(`span.ms-cell.ms-end.${lane.head}`, { title: `head: ${lane.head}` }, "head"));
+  return h(
+    "div.ms-lane",
+    { role: "listitem" },
+    h("div.ms-name", {},
+      h("div.ms-who", { title: lane.host }, h("b", {}, `rank ${lane.rank}`), " ", h("span.ms-host", {}, lane.host)),
+      h("div.ms-holds", {}, lane.holds)),
+    cells,
+    h(`div.ms-status.${lane.status}`, {}, h("span", {}, lane.status), h("div", {}, lane.note)),
+  );
+}
+
+/** @param {Wire} wire @param {Lane} from @param {Lane} to */
+function wireRow(wire, from, to) {
+  const label = `From rank ${wire.source} to rank ${wire.source + 1}: ${wire.text || "nothing yet"}`;
+  const track = h("div.ms-track", {}, h("i.ms-arrow"), wire.text ? h("span.ms-load.ms-mono", {}, wire.text) : null);
+  for (const [name, lane] of /** @type {[string, Lane][]} */ ([["--ms-from", from], ["--ms-to", to]])) {
+    track.style.setProperty(name, String(group(lane.layers).length || 1));
+  }
+  return h(`div.ms-wire.${wire.state}`, { role: "listitem", "aria-label": label }, track);
+}
+
+/** @param {State} state */
+function laneRows(state) {
+  return state.lanes.flatMap((lane, i) => {
+    const wire = state.wires.find((w) => w.source === lane.rank);
+    const next = state.lanes[i + 1];
+    return wire && next ? [laneRow(lane), wireRow(wire, lane, next)] : [laneRow(lane)];
+  });
+}
+
+// ------------------------------------------------------------------------------------------------ value and code
+
+/** @param {State} state */
+function valuePane(state) {
+  const rows = state.arguments.map((row) => {
+    const name = h("th", { scope: "row", title: row.name }, row.name);
+    return row.dtype || row.size
+      ? h("tr", {}, name, h("td", {}, row.shape), h("td", {}, row.dtype), h("td", {}, row.size))
+      : h("tr", {}, name, h("td", { colspan: 3, title: row.shape }, h("span.ms-repr", {}, row.shape)));
+  });
+  const alarm = (/** @type {{name: string, value: string}} */ cell) =>
+    /^(nan|inf)$/i.test(cell.name) ? cell.value !== "0" : /nan|inf/i.test(cell.value);
+  const numbers = h(
+    "table.ms-numbers",
+    {},
+    h("thead", {}, h("tr", {}, ...state.numbers.map((cell) => h("th", { scope: "col" }, cell.name)))),
+    h("tbody", {}, h("tr", {}, ...state.numbers.map((cell) => h(alarm(cell) ? "td.alarm" : "td", {}, cell.value)))),
+  );
+  return [
+    h("div.ms-site.ms-mono", { role: "heading", "aria-level": 3 }, state.site, h("span", {}, state.suffix)),
+    state.site_note ? h("div.ms-note", {}, state.site_note) : null,
+    rows.length ? h("table.ms-arguments.ms-mono", {}, h("tbody", {}, ...rows)) : null,
+    state.numbers.length ? numbers : null,
+  ];
+}
+
+/** @param {Source|null} source */
+function codePane(source) {
+  if (!source) return [h("div.ms-note", {}, "No line of the model's own code here.")];
+  const indent = Math.min(...source.lines.filter((line) => line.text.trim()).map((line) => line.text.search(/\S/)));
+  const lines = source.lines.map((line) =>
+    h(line.current ? "div.ms-line.current" : "div.ms-line", { "aria-current": line.current && "location" },
+      h("span.ms-number", {}, String(line.number)), " ", h("span.ms-code", {}, line.text.slice(indent))));
+  const crumbs = source.breadcrumb.flatMap((name, i) => (i ? [" › ", h("span", {}, name)] : [h("span", {}, name)]));
+  return [
+    h("div.ms-title", { role: "heading", "aria-level": 3 }, source.title, " ", h("span", {}, source.file)),
+    h("div.ms-crumbs.ms-mono", {}, ...crumbs),
+    h("div.ms-source.ms-mono", { role: "group", "aria-label": `Source lines of ${source.title}`, tabindex: 0 },
+      h("div", {}, ...lines)),
+  ];
+}
+
+// ----------------------------------------------------------------------------------------------------- preview
+
+const ZERO = 126;
+/** The three reserved indices: their letters, and where their hatch lines run. */
+const RESERVED = {
+  253: { name: "−Inf", mark: "−∞", hatch: (/** @type {number} */ x, /** @type {number} */ y) => (x - y) & 3 },
+  254: { name: "+Inf", mark: "+∞", hatch: (/** @type {number} */ x, /** @type {number} */ y) => (x + y) & 3 },
+  255: { name: "NaN", mark: "N", hatch: (/** @type {number} */ x, /** @type {number} */ y) => (x & 3) && (y & 3) },
+};
+
+/** How much a cell matters where two share a pixel: NaN, Inf, then magnitude. */
+const strength = (/** @type {number} */ index) => (index > 252 ? index : Math.abs(index - ZERO));
+
+/**
+ * Draw the packed preview, one device pixel at a time. Where there are fewer pixels than cells the
+ * strongest cell wins, so that an outlier is never dropped.
+ * @param {HTMLCanvasElement} canvas
+ * @param {{width: number, height: number, cells: Uint8Array}} preview
+ */
+function paint(canvas, { width, height, cells }) {
+  const ratio = window.devicePixelRatio || 1;
+  const W = (canvas.width = Math.max(1, Math.round(canvas.clientWidth * ratio)));
+  const H = (canvas.height = Math.max(1, Math.round(canvas.clientHeight * ratio)));
+  const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
+  const picked = new Uint8Array(W * H).fill(ZERO);
+  for (let r = 0; r < height; r++) {
+    const top = Math.floor((r * H) / height);
+    const bottom = Math.max(top + 1, Math.floor(((r + 1) * H) / height));
+    for (let c = 0; c < width; c++) {
+      const left = Math.floor((c * W) / width);
+      const right = Math.max(left + 1, Math.floor(((c + 1) * W) / width));
+      const index = cells[r * width + c];
+      for (let y = top; y < bottom; y++) {
+        for (let x = left; x < right; x++) {
+          if (strength(index) >= strength(picked[y * W + x])) picked[y * W + x] = index;
+        }
+      }
+    }
+  }
+  const image = context.createImageData(W, H);
+  for (let i = 0; i < picked.length; i++) image.data.set(colour(picked[i], i % W, Math.floor(i / W)), i * 4);
+  context.putImageData(image, 0, 0);
+  label(context, { width, height, cells });
+}
+
+/** Letters, where a reserved cell has room for them. */
+function label(context, { width, height, cells }) {
+  const [w, tall] = [context.canvas.width / width, context.canvas.height / height];
+  if (w < 18 || tall < 12) return;
+  context.font = `bold ${Math.min(tall, w / 2) * 0.7}px sans-serif`;
+  context.textAlign = "center";
+  context.textBaseline = "middle";
+  cells.forEach((index, i) => {
+    if (!(index in RESERVED)) return;
+    const [x, y] = [((i % width) + 0.5) * w, (Math.floor(i / width) + 0.5) * tall];
+    context.lineWidth = 4;
+    context.strokeStyle = "#fff";
+    context.strokeText(RESERVED[index].mark, x, y);
+    context.fillStyle = "#000";
+    context.fillText(RESERVED[index].mark, x, y);
+  });
+}
+
+/**
+ * Blue over nothing to orange, told apart by readers with any colour vision; the background shows through,
+ * so that the same picture suits light and dark. Reserved indices are black lines on yellow.
+ * @param {number} index @param {number} x @param {number} y @returns {[number, number, number, number]}
+ */
+function colour(index, x, y) {
+  if (index in RESERVED) return RESERVED[index].hatch(x, y) ? [255, 225, 77, 255] : [0, 0, 0, 255];
+  const alpha = Math.round((255 * Math.abs(index - ZERO)) / ZERO);
+  return index < ZERO ? [31, 95, 208, alpha] : [217, 72, 15, alpha];
+}
+
+/** The picture with its legend. It is redrawn when its size changes. */
+function previewFigure() {
+  const canvas = /** @type {HTMLCanvasElement} */ (h("canvas.ms-canvas", { role: "img" }));
+  const legend = h("figcaption.ms-legend");
+  const node = h("figure.ms-preview", {}, canvas, legend);
+  /** @type {{width: number, height: number, cells: Uint8Array}|null} */
+  let preview = null;
+  const repaint = () => preview && canvas.clientWidth && paint(canvas, preview);
+  const observer = new ResizeObserver(repaint);
+  observer.observe(canvas);
+
+  /** @param {State} state @param {DataView|null} packed */
+  function draw(state, packed) {
+    node.hidden = !packed || packed.byteLength <= 8;
+    if (node.hidden || !packed) return void (preview = null);
+    const [width, height] = [packed.getUint32(0, true), packed.getUint32(4, true)];
+    preview = { width, height, cells: new Uint8Array(packed.buffer, packed.byteOffset + 8, width * height) };
+    canvas.setAttribute("aria-label", state.preview_label || "Preview of the value");
+    canvas.style.height = `${previewHeight(height)}px`;
+    const found = Object.keys(RESERVED).filter((index) => preview?.cells.includes(Number(index)));
+    const scale = [h("span", {}, `−${state.preview_limit}`), " ", h("i.ms-scale"), " ", h("span", {}, `+${state.preview_limit}`)];
+    legend.replaceChildren(
+      ...(state.preview_limit ? scale : []),
+      ...found.flatMap((index) => [" ", h(`i.ms-hatch.h${index}`), " ", h("span", {}, RESERVED[index].name)]),
+    );
+    repaint();
+  }
+  return { node, draw, stop: () => observer.disconnect() };
+}
+
+/** A row is 2 to 16 pixels high, and the picture no lower than a line of text. @param {number} rows */
+const previewHeight = (rows) => Math.max(16, Math.min(rows * 16, 64), Math.min(rows * 2, 128));
+
+// ------------------------------------------------------------------------------------------------ folded details
+
+const MARKS = { done: "✓", current: "▸", pending: "·" };
+
+/** @param {State} state */
+function moduleTable(state) {
+  const rows = state.modules.map((row) => {
+    const path = h("td.ms-path", {}, row.path);
+    path.style.setProperty("--ms-depth", String(row.depth));
+    return h(`tr.${row.state}`, {}, h("td", { title: row.state }, MARKS[row.state] || "·"), path, h("td", {}, row.class_name));
+  });
+  return h("table.ms-modules.ms-mono", {}, h("tbody", {}, ...rows));
+}
+
+/** @param {State} state */
+function kvTable(state) {
+  const heads = ["rank", "layers", "class", "offset", "state"].map((name) => h("th", { scope: "col" }, name));
+  const rows = state.kv.map((row) =>
+    h("tr", {}, ...[row.rank, row.layers, row.class_name, row.offset, row.state].map((cell) => h("td", {}, String(cell)))));
+  return h("table.ms-kv.ms-mono", {}, h("thead", {}, h("tr", {}, ...heads)), h("tbody", {}, ...rows));
+}
+
+/** @param {string} title @param {(state: State) => HTMLElement} table @param {"modules"|"kv"} key */
+function folded(title, table, key) {
+  const body = h("div.ms-fold-body");
+  const node = h("details.ms-fold", {}, h("summary", {}, title), body);
+  return {
+    node,
+    /** @param {State} state */
+    draw(state) {
+      node.hidden = state[key].length === 0;
+      body.replaceChildren(table(state));
+    },
+  };
+}
+
+// ---------------------------------------------------------------------------------------------------------- view
+
+/** @param {{model: Model, el: HTMLElement}} context @returns {() => void} */
+function render({ model, el }) {
+  const listening = new AbortController();
+  const { signal } = listening;
+
+  // Python answers by id. The ids of two views of one model must not meet.
+  let id = Math.floor(Math.random() * 2 ** 40);
+  /** @type {{id: number, stride: string}|null} */
+  let pending = null;
+  let drawn = -1;
+  let busySince = 0;
+  /** @type {ReturnType<typeof setInterval>|undefined} */
+  let clock;
+
+  // -- the skeleton, made once: buttons keep their focus, details stay open
+  const buttons = new Map();
+  /** @param {string} name @param {HTMLElement} node */
+  const button = (name, node) => (buttons.set(name, node), node);
+  const strides = STRIDES.map((set) => h("span.ms-set", {}, ...set.map(([name, text, key, title]) =>
+    button(name, h(`button.ms-button`, { type: "button", title, "aria-keyshortcuts": key }, text, " ", h("kbd", { "aria-hidden": true }, key))))));
+  const stop = button("interrupt", h("button.ms-button.ms-stop",
+    { type: "button", title: "Stop the stride that is under way", "aria-keyshortcuts": STOP_KEY, hidden: true },
+    "Stop ", h("kbd", { "aria-hidden": true }, STOP_KEY)));
+  strides[strides.length - 1].append(stop);
+  const endings = h("span.ms-set", {}, ...ENDINGS.map(([name, text, title]) =>
+    button(name, h("button.ms-button.ms-icon", { type: "button", title, "aria-label": title }, text))));
+  const bar = h("div.ms-buttons", { role: "toolbar", "aria-label": "Strides" }, ...strides, endings);
+
+  const name = h("b.ms-model");
+  const where = h("span.ms-where");
+  const pill = h("span.ms-pill");
+  const prompt = h("div.ms-prompt");
+  const header = h("div.ms-header", {}, h("div.ms-what", {}, h("div.ms-top", {}, name, " ", where, " ", pill), prompt), bar);
+  const tokens = tokenStrip(signal);
+  const lanes = h("div.ms-row.ms-lanes", { role: "list", "aria-label": "Ranks" });
+  const value = h("div.ms-value");
+  const preview = previewFigure();
+  const code = h("div.ms-pane.ms-right");
+  const panes = h("div.ms-panes", {}, h("div.ms-pane", {}, value, preview.node), code);
+  const sentence = h("div.ms-sentence", { role: "status", "aria-live": "polite" });
+  const details = [folded("Module tree", moduleTable, "modules"), folded("KV cache", kvTable, "kv")];
+  const foot = h("div.ms-folds", {}, ...details.map((part) => part.node));
+  const error = h("div.ms-error.ms-mono", { role: "alert", hidden: true });
+  const root = h("div.mlxnb-stepper", { role: "group", tabindex: 0, "aria-label": "Stepper" },
+    header, tokens.node, lanes, panes, sentence, foot, error);
+
+  // -- from Python
+
+  function drawState() {
+    /** @type {State} */
+    const state = model.get("state");
+    if (!state || state.sequence === undefined || state.sequence < drawn) return;
+    drawn = state.sequence;
+    name.textContent = name.title = state.model;
+    where.textContent = where.title = state.where;
+    prompt.textContent = state.prompt ? `“${state.prompt}”` : "";
+    prompt.title = state.prompt;
+    root.setAttribute("aria-label", `Stepper: ${state.model}`);
+    tokens.draw(state);
+    lanes.replaceChildren(...laneRows(state));
+    lanes.classList.toggle("dense", state.lanes.length > 4);
+    value.replaceChildren(.../** @type {Node[]} */ (valuePane(state).filter(Boolean)));
+    preview.draw(state, model.get("preview"));
+    code.replaceChildren(...codePane(state.source));
+    if (sentence.textContent !== state.sentence) sentence.textContent = state.sentence;
+    for (const part of details) part.draw(state);
+    foot.hidden = details.every((part) => part.node.hidden);
+    error.hidden = !state.error;
+    if (error.textContent !== state.error) error.textContent = state.error;
+    drawBusy();
+  }
+
+  const underWay = () => pending?.stride || model.get("busy") || "";
+
+  function allowed(/** @type {string} */ stride) {
+    const status = model.get("state")?.status;
+    if (underWay()) return false;
+    if (stride === "restart" || stride === "close") return status !== "running";
+    return status === "ready" || status === "stopped";
+  }
+
+  /** Whether a stride may start shows at once; that one is under way shows when it takes a while. */
+  function drawBusy() {
+    const stride = underWay();
+    if (stride && !busySince) {
+      busySince = Date.now();
+      clock = setInterval(drawBusy, BUSY_LOOKS_AFTER_MS);
+    } else if (!stride) {
+      busySince = 0;
+      clearInterval(clock);
+    }
+    const waited = busySince ? Date.now() - busySince : 0;
+    const looks = waited >= BUSY_LOOKS_AFTER_MS;
+    const status = model.get("state")?.status || "ready";
+    const text = looks ? (waited < 1000 ? "running" : `running ${Math.floor(waited / 1000)} s`) : status;
+    pill.className = `ms-pill ${looks ? "running" : status}`;
+    if (pill.textContent !== text) pill.textContent = text;
+    root.classList.toggle("busy", looks);
+    root.setAttribute("aria-busy", String(Boolean(stride)));
+    for (const [each, node] of buttons) {
+      if (each === "interrupt") continue;
+      // Not `disabled`: that would drop the focus, and the keys with it.
+      node.setAttribute("aria-disabled", String(stride && !looks ? node.getAttribute("aria-disabled") === "true" : !allowed(each)));
+      node.classList.toggle("going", looks && each === stride);
+    }
+    swap(stop, buttons.get("run"), looks && model.get("can_interrupt"));
+    if (pending && !model.get("busy") && waited > NO_ANSWER_AFTER_S * 1000) {
+      sentence.textContent = "No answer from the kernel yet: it may be busy with a cell, or gone.";
+    }
+  }
+
+  /** Show one button in the place of another, and let it take over the focus. */
+  function swap(/** @type {HTMLElement} */ one, /** @type {HTMLElement} */ other, /** @type {boolean} */ on) {
+    if (one.hidden === !on) return;
+    const [shown, gone] = on ? [one, other] : [other, one];
+    const focus = document.activeElement === gone;
+    shown.hidden = false;
+    if (focus) shown.focus({ preventScroll: true });
+    gone.hidden = true;
+  }
+
+  /** @param {{kind: string, id: number}} message */
+  function onMessage(message) {
+    if (message.kind === "answered" && pending?.id === message.id) {
+      pending = null;
+      drawBusy();
+    }
+  }
+
+  // State and preview come in one message, but each has its event: draw once, when both are there.
+  let queued = false;
+  function queueDraw() {
+    if (queued) return;
+    queued = true;
+    queueMicrotask(() => {
+      queued = false;
+      if (!signal.aborted) drawState();
+    });
+  }
+
+  // -- from the user
+
+  function ask(/** @type {string} */ stride) {
+    if (!allowed(stride)) return;
+    pending = { id: ++id, stride };
+    model.send({ kind: "stride", stride, id });
+    drawBusy();
+  }
+
+  function interrupt() {
+    if (underWay() && model.get("can_interrupt")) model.send({ kind: "interrupt" });
+  }
+
+  for (const [each, node] of buttons) {
+    node.addEventListener("click", () => (each === "interrupt" ? interrupt() : ask(each)), { signal });
+  }
+
+  const keys = new Map(STRIDES.flat().map(([stride, , key]) => [key, stride]));
+  root.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return; // Ctrl+S saves the notebook from here too
+    // JupyterLab's command mode listens on the document: there `x` would cut the cell, and Enter edit it.
+    if (event.key.length === 1 || event.key === "Enter") event.stopPropagation();
+    if (event.repeat || event.shiftKey) return;
+    if (keys.has(event.key)) ask(/** @type {string} */ (keys.get(event.key)));
+    else if (event.key === STOP_KEY) interrupt();
+    else return;
+    event.preventDefault();
+  }, { signal });
+
+  const events = [["change:state", queueDraw], ["change:preview", queueDraw], ["change:busy", drawBusy],
+    ["change:can_interrupt", drawBusy], ["msg:custom", onMessage]];
+  for (const [event, callback] of events) model.on(/** @type {string} */ (event), /** @type {Function} */ (callback));
+
+  el.append(root);
+  drawState();
+
+  return () => {
+    listening.abort();
+    clearInterval(clock);
+    preview.stop();
+    for (const [event, callback] of events) model.off(/** @type {string} */ (event), /** @type {Function} */ (callback));
+    root.remove();
+  };
+}
+
+export default { render };
