@@ -5,7 +5,6 @@ The wheel is kept beside the converted model, so that a damaged folder can be ma
 """
 
 import contextlib
-import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,10 +109,3 @@ def _locked(folder: Path, progress: Progress) -> Iterator[None]:
 
 def _silent(stage: str, done: int, total: int) -> None:
     """No progress is wanted."""
-
-
-def remove() -> None:
-    """Delete the converted model and the wheel."""
-    with _locked(model_cache_folder() / EMBEDDED, _silent):
-        shutil.rmtree(model_cache_folder() / EMBEDDED, ignore_errors=True)
-        shutil.rmtree(model_cache_folder() / "downloads", ignore_errors=True)

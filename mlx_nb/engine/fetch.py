@@ -26,8 +26,10 @@ def main(arguments: list[str]) -> int:
         return _fail("fetch takes one model.", "Type: python -m mlx_nb.engine.fetch smollm2")
     # So that what was begun is cleaned up when the parent gives up, as with Ctrl-C.
     signal.signal(signal.SIGTERM, _interrupt)
+    reporter = _Reporter()
     try:
-        path = resolve_model(arguments[0], _Reporter())
+        path = resolve_model(arguments[0], reporter)
+        reporter.flush()
     except MlxNbError as error:
         return _fail(error.problem, error.fix)
     except KeyboardInterrupt:
@@ -60,10 +62,16 @@ class _Reporter:
         if stage == self._stage and now - self._told_at < PROGRESS_EVERY_S:
             self._held = line
             return
-        if stage != self._stage and self._held:
-            _say(self._held)
+        if stage != self._stage:
+            self.flush()
         self._held, self._stage, self._told_at = None, stage, now
         _say(line)
+
+    def flush(self) -> None:
+        """Print the report that was held back, if any."""
+        if self._held:
+            _say(self._held)
+            self._held = None
 
 
 def _fail(problem: str, fix: str) -> int:
