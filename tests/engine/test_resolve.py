@@ -1,0 +1,283 @@
+"""From a name to a folder: the embedded model, folders, Hugging Face ids, and names that are none."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from hashlib import sha1
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from mlx_nb.engine import hub
+from mlx_nb.engine.embedded import embedded_model
+from mlx_nb.engine.resolve import known_names, resolve_model
+from mlx_nb.shared.errors import MlxNbError, ModelNotFoundError
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+REPO = "org/tiny"
+WEIGHTS = bytes(range(256)) * 4096  # 1 MiB
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """An empty current folder, which is also the home."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def make_model(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def error_of(name: str) -> MlxNbError:
+    with pytest.raises(ModelNotFoundError) as caught:
+        resolve_model(name)
+    return caught.value
+
+
+def test_smollm2_is_the_embedded_model_even_beside_a_folder_of_that_name(tmp_path, monkeypatch):
+    folder = make_model(tmp_path / "smollm2")
+    monkeypatch.chdir(tmp_path)
+
+    assert resolve_model("smollm2") == embedded_model()
+    assert resolve_model("./smollm2") == folder
+
+
+@pytest.mark.parametrize("name", ["models/mine", "./models/mine", "~/models/mine", "../{}/models/mine", "{}"])
+def test_a_folder_is_found_however_it_is_written(here, name):
+    folder = make_model(here / "models" / "mine")
+    typed = name.format(folder if name == "{}" else here.name)
+
+    assert resolve_model(typed).resolve() == folder
+    assert resolve_model(f"  {typed} ").is_absolute()
+
+
+def test_a_misspelt_name_is_answered_with_the_closest(here):
+    error = error_of("smolm2")
+
+    assert str(error) == "No model 'smolm2'. Did you mean smollm2? Type: %mlx_load smollm2"
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("SmolLM2", "smollm2"),
+        ("qwen3-1.7b-8bit", "mlx-community/Qwen3-1.7B-8bit"),
+        ("Qwen3-1.7B-8bits", "mlx-community/Qwen3-1.7B-8bit"),
+        ("my-modle", "my-model"),
+        ("./my-modle", "./my-model"),
+        ("models/deep/mime", "models/deep/mine"),
+    ],
+)
+def test_names_nearby_are_offered(here, typed, meant):
+    make_model(here / "my-model")
+    make_model(here / "models" / "deep" / "mine")
+
+    assert error_of(typed).fix.endswith(f"Type: %mlx_load {meant}")
+
+
+@pytest.mark.parametrize("typed", ["", "zzzzzz", "./zzzzzz", "/no/such/folder", "a b/c"])
+def test_a_name_like_no_other_is_answered_with_what_would_do(here, typed):
+    error = error_of(typed)
+
+    assert "Did you mean" not in error.fix
+    assert error.fix.endswith("%mlx_load smollm2")
+
+
+def test_a_folder_that_holds_one_model_is_answered_with_it(here):
+    make_model(here / "models" / "mine")
+    assert error_of("models").fix == "Type: %mlx_load models/mine"
+
+    make_model(here / "models" / "other")  # control: with two there is no telling
+    assert "config.json" in error_of("models").fix
+
+
+def test_a_file_of_a_model_is_answered_with_its_folder(here):
+    folder = make_model(here / "mine")
+
+    assert error_of("mine/config.json").fix == f"Type: %mlx_load {folder}"
+
+
+def test_the_names_to_complete_start_with_the_embedded_one():
+    assert known_names()[0] == "smollm2"
+    assert "mlx-community/Qwen3-1.7B-8bit" in known_names()
+
+
+def test_the_same_files_are_fetched_as_by_mlx_lm():
+    from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS
+
+    assert hub.FILES == DEFAULT_ALLOW_PATTERNS
+
+
+# Whole or not
+
+
+def test_a_model_without_weights_or_with_a_shard_missing_is_not_whole(tmp_path):
+    assert hub.missing_files(tmp_path) == "config.json"
+    (tmp_path / "config.json").write_text("{}")
+    assert hub.missing_files(tmp_path) == "model*.safetensors"
+    (tmp_path / "model-00001-of-00002.safetensors").touch()
+    assert hub.missing_files(tmp_path) == ""
+
+    index = tmp_path / "model.safetensors.index.json"
+    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    index.write_text(json.dumps({"weight_map": shards}))
+    assert hub.missing_files(tmp_path) == "model-00002-of-00002.safetensors"
+    index.write_text("{")
+    assert "index" in hub.missing_files(tmp_path)
+
+
+# A hub of our own, and none
+
+
+@dataclass
+class Hub:
+    """What the hub has, and what it was asked."""
+
+    url: str = ""
+    files: dict[str, bytes] = field(default_factory=dict)
+    status: int = 200
+    code: str = ""
+    asked: list[str] = field(default_factory=list)
+
+
+@pytest.fixture
+def own_hub() -> Iterator[Hub]:
+    """A server that speaks as much of the hub's language as a snapshot takes."""
+    state = Hub(files={"config.json": b"{}", "model.safetensors": WEIGHTS, "README.md": b"not wanted"})
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            path = urlsplit(self.path).path
+            state.asked.append(path)
+            if state.status != 200:
+                self.answer(b"{}", status=state.status, headers={"X-Error-Code": state.code})
+            elif path.startswith(f"/api/models/{REPO}/tree/"):
+                self.answer(
+                    json.dumps(
+                        [
+                            {"type": "file", "path": name, "size": len(data), "oid": sha1(data).hexdigest()}
+                            for name, data in state.files.items()
+                        ]
+                    ).encode()
+                )
+            elif path.startswith(f"/api/models/{REPO}"):
+                siblings = [{"rfilename": name} for name in state.files]
+                self.answer(json.dumps({"id": REPO, "sha": COMMIT, "siblings": siblings}).encode())
+            elif path.startswith(f"/{REPO}/resolve/"):
+                data = state.files[path.rpartition("/")[2]]
+                self.answer(data, headers={"ETag": f'"{sha1(data).hexdigest()}"', "X-Repo-Commit": COMMIT})
+            else:
+                self.answer(b"{}", status=404)
+
+        do_HEAD = do_GET
+
+        def answer(self, data: bytes, *, status: int = 200, headers: dict[str, str] | None = None) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            for name, value in (headers or {}).items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(data)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    state.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield state
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def fetch(name: str, tmp_path: Path, endpoint: str, **more: str) -> list[dict]:
+    """What `mlx_nb.engine.fetch` prints: in a process, as the hub's library reads its settings at import."""
+    environment = {
+        **{key: value for key, value in os.environ.items() if not key.startswith("HF_")},
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_ENDPOINT": endpoint,
+        "NO_PROXY": "127.0.0.1",
+        **more,
+    }
+    command = [sys.executable, "-m", "mlx_nb.engine.fetch", name]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    lines = [json.loads(line) for line in run.stdout.splitlines()]
+    assert run.returncode == (0 if lines[-1]["kind"] == "done" else 1), run.stderr
+    return lines
+
+
+NOWHERE = "http://127.0.0.1:9"
+
+
+def test_a_hub_model_is_fetched_once_and_then_found_without_network(own_hub, tmp_path):
+    *progress, done = fetch(REPO, tmp_path, own_hub.url)
+
+    folder = Path(done["path"])
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+    assert {line["stage"] for line in progress} == {"download"}
+    assert progress[-1]["done"] == progress[-1]["total"] == len(WEIGHTS) + 2
+
+    own_hub.asked.clear()
+    assert fetch(REPO, tmp_path, own_hub.url) == [done]
+    assert own_hub.asked == []
+    assert fetch(REPO, tmp_path, NOWHERE) == [done]
+    assert fetch(REPO, tmp_path, own_hub.url, HF_HUB_OFFLINE="1") == [done]
+
+
+def test_a_snapshot_that_lost_its_weights_is_fetched_again(own_hub, tmp_path):
+    folder = Path(fetch(REPO, tmp_path, own_hub.url)[-1]["path"])
+    weights = folder / "model.safetensors"
+    weights.resolve().unlink()
+    weights.unlink()
+
+    assert (
+        "cannot be reached" in fetch(REPO, tmp_path, NOWHERE)[-1]["problem"]
+    )  # control: it is not taken as whole
+    assert fetch(REPO, tmp_path, own_hub.url)[-1]["kind"] == "done"
+    assert weights.read_bytes() == WEIGHTS
+
+
+def test_without_network_the_error_says_what_to_do(tmp_path):
+    error = fetch(REPO, tmp_path, NOWHERE)[-1]
+
+    assert error["problem"] == f"{REPO} is not downloaded, and Hugging Face ({NOWHERE}) cannot be reached."
+    assert "%mlx_load smollm2" in error["fix"]
+
+
+def test_offline_mode_is_named_as_the_reason(tmp_path):
+    assert "HF_HUB_OFFLINE" in fetch(REPO, tmp_path, NOWHERE, HF_HUB_OFFLINE="1")[-1]["problem"]
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "words"),
+    [
+        (404, "RepoNotFound", f"no model '{REPO}'"),
+        (401, "RepoNotFound", f"no model '{REPO}'"),
+        (403, "GatedRepo", "accept its terms"),
+        (500, "", "HTTP 500"),
+    ],
+)
+def test_what_the_hub_refuses_is_said_in_one_sentence(own_hub, tmp_path, status, code, words):
+    own_hub.status, own_hub.code = status, code
+
+    assert words in fetch(REPO, tmp_path, own_hub.url)[-1]["problem"]
+
+
+def test_a_repository_without_safetensors_is_no_model(own_hub, tmp_path):
+    del own_hub.files["model.safetensors"]
+
+    assert "it has no model*.safetensors" in fetch(REPO, tmp_path, own_hub.url)[-1]["problem"]
