@@ -191,6 +191,7 @@ class Cluster:
         split: str | Sequence[int] = "even",
         dtype: str | None = None,
         adapter_path: str | None = None,
+        ranks: int | None = None,
         trust_remote_code: bool = False,
         on_event: OnEvent | None = None,
     ) -> Pipe:
@@ -201,6 +202,7 @@ class Cluster:
             split: ``even``, or the layers per rank, rank 0 first.
             dtype: What to compute in; None takes float32 on a CPU and the weights' own on Metal.
             adapter_path: Not supported yet.
+            ranks: Over the first so many ranks; None takes all.
             trust_remote_code: Whether code from the model's folder may run.
             on_event: Gets each rank's progress.
 
@@ -211,7 +213,17 @@ class Cluster:
         """
         if adapter_path is not None:
             raise OptionError("Adapters cannot be loaded yet.", "Fuse it first: mlx_lm.fuse")
-        wishes = {"split": parse_split(split), "dtype": dtype, "trust_remote_code": trust_remote_code}
+        if ranks is not None and not 1 <= ranks <= len(self):
+            raise OptionError(
+                f"A model cannot be loaded over {ranks} ranks; this cluster has {len(self)}.",
+                f"Type: %mlx_load {model} --ranks {len(self)}",
+            )
+        wishes = {
+            "ranks": ranks,
+            "split": parse_split(split),
+            "dtype": dtype,
+            "trust_remote_code": trust_remote_code,
+        }
         return Pipe(self, str(model), wishes).load_there(on_event)
 
     # --- ranks ---------------------------------------------------------------------------------------

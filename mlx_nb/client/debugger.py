@@ -13,7 +13,6 @@ import numpy as np
 
 from mlx_nb.client.current import current
 from mlx_nb.client.generation import Generation
-from mlx_nb.client.streaming import FreeRun
 from mlx_nb.shared.errors import MlxNbError, OptionError, RunFinished
 from mlx_nb.shared.ids import LayerIndex, Rank
 from mlx_nb.shared.outcome import Outcome
@@ -61,11 +60,12 @@ class Debugger:
         self._ranks: dict[Rank, Outcome] = {}
         self._hops: dict[Rank, Position] = {}
         self._tokens: PromptTokens | None = None
+        self._pieces: list[str] = []
         self._begin()
 
     def _begin(self) -> None:
         self.gen.state = "stopped"
-        self._remote.call_all("open_run", self.pipe.pipe_id, self._request)
+        self.pipe.call_all("open_run", self._request)
         self.position = self._go(Stride(name="token"))
 
     # Strides --------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ class Debugger:
             request = self.pipe.request(list(self._request.tokens), self._request.options)
             self.gen = self.pipe.last = Generation(list(request.tokens))
             self._request, self.done, self.closed = request, False, False
-            self._active, self._ranks, self._hops = Rank(0), {}, {}
+            self._active, self._ranks, self._hops, self._pieces = Rank(0), {}, {}, []
             current.dbg = self
             self._begin()
             return self._arrive(self.position)
@@ -172,7 +172,8 @@ class Debugger:
                 self.close()
                 raise
             self._ranks[rank] = outcome
-            self.gen.token_ids = list(max((o.token_ids for o in self._ranks.values()), key=len))
+            if len(outcome.token_ids) > len(self.gen.token_ids):
+                self.gen.token_ids = list(outcome.token_ids)
             stride = outcome.stride or stride
             if outcome.kind == "stop":
                 assert outcome.position is not None  # that is what a stop is
@@ -191,7 +192,8 @@ class Debugger:
 
     def _finish_freely(self) -> None:
         """Let every rank that still has the run go to its end, all together."""
-        run = FreeRun(self._remote, self.gen, "finish", self.pipe.pipe_id, self._request.run_id)
+        self.pipe.last = self.gen
+        run = self.pipe.free_run("finish", self._request.run_id)
         self.gen.token_ids, before = [], list(self.gen.token_ids)
         known = dict(self._ranks)
         try:
@@ -303,8 +305,10 @@ class Debugger:
 
     def where(self) -> str:
         """The modules from the model down to here, the current one last."""
-        path = [f"{'→' if i == len(self.position.stack) - 1 else ' '} {frame.class_name:<24} {frame.path or '(model)'}"
-                for i, frame in enumerate(self.position.stack)]
+        path = [
+            f"{'→' if i == len(self.position.stack) - 1 else ' '} {frame.class_name:<24} {frame.path or '(model)'}"
+            for i, frame in enumerate(self.position.stack)
+        ]
         return "\n".join([self.position.where, *path])
 
     def source(self) -> str:
@@ -327,6 +331,19 @@ class Debugger:
             self._tokens = found if found.ids == ids else self.pipe.tokens(ids)
         return self._tokens
 
+    def pieces(self) -> list[str]:
+        """The text of each generated token."""
+        ids = self.gen.token_ids
+        if len(self._pieces) < len(ids):
+            missing = ids[len(self._pieces) :]
+            self._pieces += self._remote.call(Rank(0), "pieces", self.pipe.pipe_id, missing)
+        return self._pieces[: len(ids)]
+
+    @property
+    def layer_paths(self) -> tuple[str, ...]:
+        """The module path of every layer."""
+        return self.pipe.shards[0].layer_paths
+
     def hops(self) -> dict[Rank, Position]:
         """The crossings of this pass so far, by the rank they left."""
         return dict(self._hops)
@@ -335,6 +352,11 @@ class Debugger:
     def ranks(self) -> dict[Rank, Outcome]:
         """What each rank said last."""
         return dict(self._ranks)
+
+    def refresh_preview(self) -> None:
+        """Fetch the small picture of the value here, for a view that was opened in between."""
+        if not self.closed:
+            self.preview = self._ask("preview")
 
     def _ask(self, name: str, *args: Any) -> Any:
         with self._lock:
@@ -352,7 +374,7 @@ class Debugger:
         if current.dbg is self:
             current.dbg = None
         if not self._remote.ended and not self._remote.lost():
-            self._remote.call_all("close_run", self.pipe.pipe_id, self._request.run_id)
+            self.pipe.call_all("close_run", self._request.run_id)
 
     def __enter__(self) -> Self:
         return self

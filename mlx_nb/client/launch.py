@@ -144,6 +144,7 @@ def build(name: str, spec: ClusterSpec, folder: Path, profile: Config) -> ipp.Cl
         load_profile=False,  # it has been merged above
         profile_dir=str(folder),
         cluster_id=name,
+        cluster_file="",  # our own record replaces it: ipyparallel's trusts a pid by its number
         controller_ip=address,
         controller_location=config.Cluster.get("controller_location", address),
         shutdown_atexit=False,  # ours runs first and knows the watchdog

@@ -23,7 +23,10 @@ from mlx_nb.shared.tokens import PromptTokens
 if TYPE_CHECKING:
     from mlx_nb.client.cluster import Cluster
     from mlx_nb.client.debugger import Debugger
-    from mlx_nb.client.remote import OnEvent
+    from mlx_nb.client.remote import OnEvent, Pending
+
+
+UNLOAD_TIMEOUT_S = 30.0
 
 
 class Pipe:
@@ -62,16 +65,35 @@ class Pipe:
         """
         remote = self.cluster.remote
         try:
-            pending = remote.submit_all("load", self.pipe_id, self.name, on_event=on_event, **self._wishes)
+            remote.call_all("connect")
+            pending = self._submit("load", self.name, on_event=on_event, **self._wishes)
             self._shards = remote.wait(pending)
         except BaseException:
-            remote.call_all("unload", self.pipe_id, timeout_s=30.0) if not remote.ended else None
+            if not remote.ended and not remote.lost():
+                remote.call_all("unload", self.pipe_id, timeout_s=UNLOAD_TIMEOUT_S)
             raise
         self._unloaded = False
         self.plan = self._make_plan()
         self.cluster.holds = {shard.rank: shard.describe() for shard in self.plan.shards}
         current.pipe = self
         return self
+
+    def _submit(
+        self, name: str, *args: Any, on_event: "OnEvent | None" = None, **kwargs: Any
+    ) -> "list[Pending]":
+        """Send a call about this pipe to every rank that takes part in it."""
+        count = self._wishes.get("ranks") or len(self.cluster)
+        ranks = [Rank(rank) for rank in range(count)]
+        return self.cluster.remote.submit_to(ranks, name, self.pipe_id, *args, on_event=on_event, **kwargs)
+
+    def call_all(self, name: str, *args: Any) -> list[Any]:
+        """Call a function about this pipe on every rank that takes part in it, and wait."""
+        return self.cluster.remote.wait(self._submit(name, *args))
+
+    def free_run(self, name: str, *args: Any) -> FreeRun:
+        """Follow a call that drives a run to its end on every rank."""
+        assert self.last is not None  # whoever starts a run has put it there
+        return FreeRun(self.cluster.remote, self.last, lambda take: self._submit(name, *args, on_event=take))
 
     def _make_plan(self) -> Plan:
         first = self._shards[0]
@@ -108,7 +130,9 @@ class Pipe:
 
     def __repr__(self) -> str:
         first, plan = self._shards[0], self.plan
-        state = "unloaded" if self._unloaded else "cluster ended" if self.cluster.remote.ended else self._state()
+        state = (
+            "unloaded" if self._unloaded else "cluster ended" if self.cluster.remote.ended else self._state()
+        )
         width = f" · D {first.hidden_size}" if first.hidden_size else ""
         head = f"Pipe {self.name} · {first.num_layers} layers{width} · {first.dtype} · {state}"
         return f'{head}\n{format_table(plan.rows(), right=(3,))}\n next: pipe.generate("…")  pipe.debug("…")'
@@ -167,7 +191,7 @@ class Pipe:
         checked = options_from(options)
         request = self.request(prompt, checked)
         self.last = Generation(list(request.tokens))
-        return FreeRun(self.cluster.remote, self.last, "generate", self.pipe_id, request)
+        return self.free_run("generate", request)
 
     def logits(self, prompt: Prompt, chunk: int | None = None, *, raw: bool = False) -> np.ndarray:
         """The logits after every token of a prompt, fed through the KV cache.
@@ -185,7 +209,7 @@ class Pipe:
         """
         checked = options_from({"prefill_step_size": chunk, "raw": raw})
         request = self.request(prompt, checked, kind="logits")
-        outcomes: list[Outcome] = self.cluster.remote.call_all("generate", self.pipe_id, request)
+        outcomes: list[Outcome] = self.call_all("generate", request)
         logits = outcomes[-1].logits
         if logits is None:
             raise KeyboardInterrupt
@@ -231,16 +255,14 @@ class Pipe:
         self._unloaded = True
         if current.dbg is not None and current.dbg.pipe is self:
             current.dbg.close()
-        self.cluster.remote.call_all("unload", self.pipe_id)
+        self.call_all("unload")
         if current.pipe is self:
             current.pipe = None
             self.cluster.holds = {}
 
     def _check(self) -> None:
         if self._unloaded:
-            raise NoModelError(
-                f"This pipe ({self.name}) was unloaded.", f"Type: %mlx_load {self.name}"
-            )
+            raise NoModelError(f"This pipe ({self.name}) was unloaded.", f"Type: %mlx_load {self.name}")
 
 
 def plain_prompt(prompt: Any) -> Prompt:
@@ -273,6 +295,7 @@ def parse_split(split: str | Sequence[int]) -> str | list[int]:
         return [int(count) for count in split.replace(" ", "").split(",") if count]
     if split != "even":
         raise OptionError(
-            f"There is no split '{split}'.", "Type one of: --split even, or layers per rank such as --split 14,16"
+            f"There is no split '{split}'.",
+            "Type one of: --split even, or layers per rank such as --split 14,16",
         )
     return split

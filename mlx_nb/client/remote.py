@@ -121,12 +121,16 @@ class Remote:
         self, name: str, /, *args: Any, on_event: OnEvent | None = None, **kwargs: Any
     ) -> list[Pending]:
         """Send a call to every rank without waiting, rank 0 first; see `submit`."""
-        for rank in self.table:
+        return self.submit_to(sorted(self.table), name, *args, on_event=on_event, **kwargs)
+
+    def submit_to(
+        self, ranks: Sequence[Rank], name: str, /, *args: Any, on_event: OnEvent | None = None, **kwargs: Any
+    ) -> list[Pending]:
+        """Send a call to some ranks without waiting, in their order; see `submit`."""
+        for rank in ranks:
             self._check(rank)  # all or none: a rank that got the call would wait for the one that did not
         with self.lock:
-            return [
-                self.submit(rank, name, *args, on_event=on_event, **kwargs) for rank in sorted(self.table)
-            ]
+            return [self.submit(rank, name, *args, on_event=on_event, **kwargs) for rank in ranks]
 
     def wait(self, pending: Sequence[Pending], *, timeout_s: float | None = None) -> list[Any]:
         """Wait for calls, and return what they returned, in their order. Raises as `call` does.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from mlx_nb.client.generation import Generation, Piece, rate
-from mlx_nb.client.remote import Pending, Remote
+from mlx_nb.client.remote import OnEvent, Pending, Remote
 from mlx_nb.shared.errors import MlxNbError
 from mlx_nb.shared.ids import Rank
 from mlx_nb.shared.outcome import Outcome
@@ -26,7 +26,9 @@ class FreeRun:
         outcomes: The ranks' own account, rank 0 first, once it has ended.
     """
 
-    def __init__(self, remote: Remote, generation: Generation, name: str, *args: object) -> None:
+    def __init__(
+        self, remote: Remote, generation: Generation, submit: Callable[[OnEvent], list[Pending]]
+    ) -> None:
         self.generation = generation
         self.prefilled = 0
         self._remote = remote
@@ -34,7 +36,7 @@ class FreeRun:
         self._fill: Callable[[int, Outcome | None], Outcome] | None = None
         self._began = time.monotonic()
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._pending: list[Pending] = remote.submit_all(name, *args, on_event=self._take)
+        self._pending: list[Pending] = submit(self._take)
 
     def _take(self, _rank: Rank, event: Event) -> None:
         """Runs on ipyparallel's thread: hand over, nothing else."""

@@ -14,13 +14,13 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_nb.engine.interrupt import Interrupt
+from mlx_nb.engine.picture import picture_of
 from mlx_nb.engine.probe import Probe, Stop
-from mlx_nb.engine.report import as_rows, first_array, position_of
+from mlx_nb.engine.report import first_array, position_of
 from mlx_nb.engine.run import PassEnded, Run, Waiting
 from mlx_nb.engine.transfer import MAX_TRANSFER_BYTES
 from mlx_nb.shared.errors import MlxNbError, RankSilentError, RunError, TransferTooLargeError
 from mlx_nb.shared.outcome import Outcome
-from mlx_nb.shared.preview import colour_indices, pack_preview, pool_extreme
 from mlx_nb.shared.strides import Stride
 from mlx_nb.shared.text import format_size
 
@@ -29,7 +29,6 @@ SPIN_S = 0.0005
 NAP_S = 0.00005
 SHORT_WAIT_S = 0.05
 LONG_NAP_S = 0.001
-PREVIEW_ROWS, PREVIEW_COLUMNS = 48, 192
 
 
 @dataclass(slots=True)
@@ -83,7 +82,9 @@ class Driver:
                 state = self._switch(run)
                 while isinstance(state, Waiting):
                     if self.interrupt.requested:
-                        return Outcome(kind="waiting", stride=run.probe.stride, kv=run.kv_offsets(), **_text(run))
+                        return Outcome(
+                            kind="waiting", stride=run.probe.stride, kv=run.kv_offsets(), **_text(run)
+                        )
                     self._wait(run, state)
                     state = self._switch(run)
         finally:
@@ -91,9 +92,12 @@ class Driver:
         left = run.probe.stride
         if isinstance(state, Stop):
             run.stop = state
-            picture = self._preview(state) if preview else b""
+            array = first_array(state) if preview else None
+            picture = picture_of(array) if array is not None else b""
             position = position_of(run, state)
-            return Outcome(kind="stop", stride=left, position=position, preview=picture, kv=position.kv, **_text(run))
+            return Outcome(
+                kind="stop", stride=left, position=position, preview=picture, kv=position.kv, **_text(run)
+            )
         run.stop = None
         if isinstance(state, PassEnded):
             return Outcome(kind="handover", stride=left, kv=run.kv_offsets(), **_text(run))
@@ -144,14 +148,6 @@ class Driver:
     def _fail(self, run: Run, reason: str) -> None:
         run.state = "failed"
         run.stage.transport.abort(run.request.run_id, f"Rank {run.stage.rank} gave the run up: {reason}")
-
-    def _preview(self, stop: Stop) -> bytes:
-        array = first_array(stop)
-        if array is None or array.size == 0 or not mx.issubdtype(array.dtype, mx.floating):
-            return b""
-        small = pool_extreme(as_rows(array), PREVIEW_ROWS, PREVIEW_COLUMNS)
-        rows, columns = small.shape
-        return pack_preview(columns, rows, colour_indices(small).tobytes())
 
 
 def _text(run: Run) -> dict[str, Any]:

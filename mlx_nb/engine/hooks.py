@@ -39,7 +39,8 @@ class Hooks:
             object.__setattr__(module, _PATH, path)
             base = getattr(type(module), "_mlx_nb_base", None)
             # A stub stays outermost: layers of other ranks are never reported, a hop comes after the exit.
-            module.__class__ = stub_class(hooked_class(base)) if base else hooked_class(type(module))
+            cls: Any = type(module)
+            module.__class__ = stub_class(hooked_class(base)) if base else hooked_class(cls)
 
     def release(self) -> None:
         """One probe has closed; the last one gives the modules their classes back."""
@@ -51,7 +52,7 @@ class Hooks:
 
 
 @cache
-def hooked_class(base: type) -> type:
+def hooked_class(base: Any) -> type:
     """A subclass that reports its calls to the probe of the run that makes them. One for each class."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -37,7 +37,9 @@ def locals_of_frame(run: "Run") -> tuple[Argument, ...]:
 def _frame(run: "Run") -> FrameType:
     frame = run.stop.frame if run.stop else None
     if frame is None:
-        raise RunError("The run stands between modules, where no code of the model waits.", "Type: dbg.into()")
+        raise RunError(
+            "The run stands between modules, where no code of the model waits.", "Type: dbg.into()"
+        )
     return frame
 
 

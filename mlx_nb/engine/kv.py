@@ -62,11 +62,11 @@ def state_arrays(entry: KVEntry) -> list[mx.array]:
 def offset_of(entry: KVEntry) -> int:
     """Positions written so far, or -1 for a class that counts none."""
     for part in getattr(entry, "caches", ()):
-        if (offset := offset_of(part)) >= 0:
-            return offset
-    offset = getattr(entry, "offset", -1)
+        if (inner := offset_of(part)) >= 0:
+            return inner
+    offset: Any = getattr(entry, "offset", -1)
     if isinstance(offset, mx.array):
-        return int(offset.max().item())
+        offset = offset.max().item()
     return int(offset)
 
 

@@ -16,7 +16,6 @@ from mlx_lm.utils import dequantize_model, load_model
 
 from mlx_nb.engine.context import ACTIVE
 from mlx_nb.engine.kv import is_kv_entry, make_kv_cache, state_arrays
-from mlx_nb.engine.layers import transformer_layers
 from mlx_nb.engine.pytree import Tree, arrays_of
 from mlx_nb.engine.reach import reachable
 from mlx_nb.engine.weights import read_tensors
@@ -35,7 +34,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text())
     except OSError as error:
-        raise ModelError(f"{path} cannot be read ({error.strerror}).", "Name the folder of an mlx-lm model.") from error
+        raise ModelError(
+            f"{path} cannot be read ({error.strerror}).", "Name the folder of an mlx-lm model."
+        ) from error
     except ValueError as error:
         raise ModelError(f"{path} is not JSON ({error}).", "Fetch the model again.") from error
     if not isinstance(config, dict):
@@ -62,13 +63,19 @@ def build_model(folder: Path, *, trust_remote_code: bool) -> nn.Module:
         text = " ".join(str(error).split())
         if "Missing" in text or "Expected shape" in text or "parameters not in model" in text:
             files = ", ".join(sorted({tensor.file for tensor in tensors.values()}))
-            raise WeightsError(f"The weights in {folder} ({files}) do not fit: {text[:400]}", "Fetch the model again.") from error
-        raise ModelError(f"mlx-lm cannot build {folder.name}: {text[:300]}", "Type: %mlx_load smollm2, or another model.") from error
+            raise WeightsError(
+                f"The weights in {folder} ({files}) do not fit: {text[:400]}", "Fetch the model again."
+            ) from error
+        raise ModelError(
+            f"mlx-lm cannot build {folder.name}: {text[:300]}", "Type: %mlx_load smollm2, or another model."
+        ) from error
     except MlxNbError:
         raise
-    except Exception as error:  # noqa: BLE001 - a model's own code may raise anything
+    except Exception as error:
         text = f"{type(error).__name__}: {error}"
-        raise ModelError(f"mlx-lm cannot build {folder.name}: {text[:300]}", "Type: %mlx_load smollm2, or another model.") from error
+        raise ModelError(
+            f"mlx-lm cannot build {folder.name}: {text[:300]}", "Type: %mlx_load smollm2, or another model."
+        ) from error
     return model
 
 
@@ -89,7 +96,9 @@ def set_compute_dtype(model: nn.Module, dtype: str | None) -> tuple[nn.Module, s
     if dtype is None and mx.default_device() == mx.Device(mx.gpu):
         dtype = "native"
     if dtype == "native":
-        kinds = {str(v.dtype) for _, v in tree_flatten(model.parameters()) if mx.issubdtype(v.dtype, mx.floating)}
+        kinds = {
+            str(v.dtype) for _, v in tree_flatten(model.parameters()) if mx.issubdtype(v.dtype, mx.floating)
+        }
         return model, "/".join(sorted(kind.removeprefix("mlx.core.") for kind in kinds))
     name = dtype or "float32"
     if any(hasattr(module, "bits") and hasattr(module, "scales") for _, module in model.named_modules()):
@@ -154,5 +163,7 @@ def materialise(parameters: dict[str, mx.array], folder: Path) -> int:
     try:
         mx.eval(list(parameters.values()))
     except (RuntimeError, ValueError) as error:
-        raise WeightsError(f"The weights in {folder} cannot be read: {error}", "Fetch the model again.") from error
+        raise WeightsError(
+            f"The weights in {folder} cannot be read: {error}", "Fetch the model again."
+        ) from error
     return sum(value.nbytes for value in parameters.values())

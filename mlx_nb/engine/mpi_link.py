@@ -55,8 +55,8 @@ class _Outgoing:
 class MpiLink:
     """One rank's links over two communicators of its own: values, and signals (heartbeat, abort)."""
 
-    def __init__(self, world: MPI.Comm | None = None) -> None:
-        comm = world or MPI.COMM_WORLD
+    def __init__(self, world: MPI.Intracomm | None = None) -> None:
+        comm: MPI.Intracomm = world or MPI.COMM_WORLD
         self.rank, self.size = comm.rank, comm.size
         self._values: MPI.Intracomm = comm.Dup()
         self._signals: MPI.Intracomm = comm.Dup()

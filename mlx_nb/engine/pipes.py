@@ -16,6 +16,7 @@ from mlx_nb.engine.drive import Driver
 from mlx_nb.engine.inspect_frame import evaluate_in_frame, locals_of_frame
 from mlx_nb.engine.interrupt import Interrupt
 from mlx_nb.engine.mpi_link import MpiLink
+from mlx_nb.engine.picture import picture_of
 from mlx_nb.engine.resolve import resolve_model
 from mlx_nb.engine.stage import Stage
 from mlx_nb.engine.transfer import as_numpy
@@ -42,15 +43,21 @@ def link() -> MpiLink:
     return _link
 
 
+def connect() -> None:
+    """Make this rank's links. Called on all ranks together, before a model is loaded over some of them."""
+    link()
+
+
 def load(
     pipe_id: str,
     name: str,
     *,
     split: str | Sequence[int] = "even",
     dtype: str | None = None,
+    ranks: int | None = None,
     trust_remote_code: bool = False,
 ) -> LoadedShard:
-    """Load this rank's share of a model under a pipe's name."""
+    """Load this rank's share of a model under a pipe's name; over the first `ranks` ranks, or over all."""
     last = 0.0
 
     def progress(stage: str, done: int, total: int) -> None:
@@ -66,6 +73,7 @@ def load(
         name,
         Path(folder),
         transport,
+        size=ranks,
         split=split,
         dtype=dtype,
         trust_remote_code=trust_remote_code,
@@ -173,6 +181,12 @@ def value(pipe_id: str, run_id: int, index: tuple[Any, ...] = ()) -> np.ndarray:
     return as_numpy(array[index] if index else array)
 
 
+def preview(pipe_id: str, run_id: int) -> bytes:
+    """A small picture of the first array where a run stands, packed as `shared/preview.py` says."""
+    array = stage_of(pipe_id).run(run_id).value()
+    return picture_of(array) if array is not None else b""
+
+
 def evaluate(pipe_id: str, run_id: int, expression: str) -> Argument:
     """Evaluate an expression in the model's own frame, where a run stands.
 
@@ -213,6 +227,22 @@ def _offer(stage: Stage | None, kv: list[Any] | None = None) -> None:
 
 CALLS: dict[str, Callable[..., Any]] = {
     function.__name__: function
-    for function in (load, unload, loaded, encode, tokens, pieces, generate, open_run, step, finish, close_run, value,
-                     evaluate, frame_locals)
+    for function in (
+        load,
+        unload,
+        loaded,
+        encode,
+        tokens,
+        pieces,
+        generate,
+        open_run,
+        step,
+        finish,
+        close_run,
+        value,
+        evaluate,
+        frame_locals,
+        preview,
+        connect,
+    )
 }

@@ -83,7 +83,9 @@ class Probe:
                 begins = self.run.stage.shard.is_first and is_leaf and not self._begun
                 self._begun = self._begun or begins
                 entry = self._event(INPUT, path, depth, number, layer, begins_pass=begins)
-                stop = Stop(event=entry, args=args, kwargs=kwargs, call=base.__call__, module=module, frame=frame)
+                stop = Stop(
+                    event=entry, args=args, kwargs=kwargs, call=base.__call__, module=module, frame=frame
+                )
                 self._consider(stop)
                 args, kwargs = stop.args, stop.kwargs
             value = base.__call__(module, *args, **kwargs)
@@ -110,7 +112,9 @@ class Probe:
             self._open = False
         return stop.value
 
-    def _event(self, kind: str, path: str, depth: int, call: int, layer: int, *, begins_pass: bool = False) -> Event:
+    def _event(
+        self, kind: str, path: str, depth: int, call: int, layer: int, *, begins_pass: bool = False
+    ) -> Event:
         now = self.run.current
         assert now is not None  # hooks only run inside a pass
         return Event(

@@ -31,9 +31,11 @@ class Prompter:
                 self.tokenizer = load_tokenizer(
                     folder, {"trust_remote_code": trust_remote_code}, eos_token_ids=eos_ids or None
                 )
-            except Exception as error:  # noqa: BLE001 - a tokenizer's files may fail in any way
+            except Exception as error:
                 text = " ".join(str(error).split())[:300]
-                raise ModelError(f"The tokenizer in {folder} cannot be loaded: {text}", "Fetch the model again.") from error
+                raise ModelError(
+                    f"The tokenizer in {folder} cannot be loaded: {text}", "Fetch the model again."
+                ) from error
             eos_ids = sorted(self.tokenizer.eos_token_ids)
         self.stop_ids = tuple(int(i) for i in eos_ids)
 
@@ -44,7 +46,7 @@ class Prompter:
             PromptError: It is empty, needs a tokenizer that is not there, or has ids out of range.
         """
         if isinstance(prompt, str) or (prompt and isinstance(prompt[0], dict)):
-            ids = self._encode_text(prompt, raw=raw)  # type: ignore[arg-type]
+            ids = self._encode_text(prompt, raw=raw)
         else:
             ids = self._check_ids(list(prompt))
         if not ids:
@@ -62,7 +64,9 @@ class Prompter:
         if isinstance(prompt, str) and self._uses_template(raw):
             template = self._template_mask(prompt, ids)
         return PromptTokens(
-            tokens=tuple(Token(id=i, text=self.piece(i), template=t) for i, t in zip(ids, template, strict=True))
+            tokens=tuple(
+                Token(id=i, text=self.piece(i), template=t) for i, t in zip(ids, template, strict=True)
+            )
         )
 
     def piece(self, token: int) -> str:
@@ -87,10 +91,14 @@ class Prompter:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         if self._uses_template(raw):
             try:
-                ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-            except Exception as error:  # noqa: BLE001 - templates are programs and raise their own errors
+                ids = self.tokenizer.apply_chat_template(
+                    messages, add_generation_prompt=True, return_dict=False
+                )
+            except Exception as error:
                 text = " ".join(str(error).split())[:200]
-                raise PromptError(f"The chat template refuses the prompt: {text}", "Try --raw, or other messages.") from error
+                raise PromptError(
+                    f"The chat template refuses the prompt: {text}", "Try --raw, or other messages."
+                ) from error
             return list(ids)
         if not isinstance(prompt, str):
             prompt = "\n".join(str(message.get("content", "")) for message in prompt)

@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
-import numpy as np
 
 from mlx_nb.engine.probe import Stop, size_of
 from mlx_nb.engine.pytree import arrays_of
@@ -60,22 +59,6 @@ def first_array(stop: Stop) -> mx.array | None:
                 return value
         return None
     return next(iter(arrays_of(stop.value)), None)
-
-
-def as_rows(array: mx.array) -> np.ndarray:
-    """An array as a picture wants it: tokens down, everything else across, float32.
-
-    ``[B, H, L, d]`` becomes ``[L, H·d]`` of the first batch row; ``[B, L, D]`` becomes ``[L, D]``.
-    """
-    if array.ndim == 0:
-        array = array.reshape(1, 1)
-    if array.ndim >= 4:
-        array = array[0].swapaxes(0, 1).reshape(array.shape[2], -1)
-    elif array.ndim == 3:
-        array = array[0]
-    elif array.ndim == 1:
-        array = array[None]
-    return np.array(array.astype(mx.float32), copy=True)
 
 
 def _arguments(run: "Run", stop: Stop) -> tuple[Argument, ...]:

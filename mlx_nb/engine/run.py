@@ -26,6 +26,7 @@ from mlx_nb.engine.kv import (
 from mlx_nb.engine.pytree import Tree, arrays_of
 from mlx_nb.engine.sampling import Sampler
 from mlx_nb.engine.transport import Arrival
+from mlx_nb.shared.ids import LayerIndex
 from mlx_nb.shared.position import KVOffset
 from mlx_nb.shared.request import RunRequest
 
@@ -276,7 +277,9 @@ class Run:
                 done = bool(self.current) and layer in self._pass().done_layers
                 written = done or 0 < stop <= offset
                 name = type(entry).__name__
-                rows.append(KVOffset(layer=layer, class_name=name, offset=offset, written=written))
+                rows.append(
+                    KVOffset(layer=LayerIndex(layer), class_name=name, offset=offset, written=written)
+                )
         return tuple(rows)
 
     def _kv_arrays(self) -> list[mx.array]:

@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 from mlx_lm.sample_utils import make_logits_processors, make_sampler
@@ -37,11 +38,11 @@ class Sampler:
                 logits = process(tokens, logits)
         logprobs = logits - mx.logsumexp(logits, keepdims=True)
         if not self._draws:
-            return int(self._sample(logprobs).item())
+            return _as_int(self._sample(logprobs))
         others = _state_as_seed()
         mx.random.seed(self._seed)
         try:
-            token = int(self._sample(logprobs).item())
+            token = _as_int(self._sample(logprobs))
             self._seed = _state_as_seed()
         finally:
             mx.random.seed(others)
@@ -50,5 +51,11 @@ class Sampler:
 
 def _state_as_seed() -> int:
     """The seed that brings MLX's random state to where it is: its key is the seed's two 32-bit halves."""
-    high, low = (int(half) for half in mx.random.state[0].tolist())
+    key: Any = mx.random.state[0]  # type: ignore[index]
+    high, low = (int(half) for half in key.tolist())
     return (high << 32) | low
+
+
+def _as_int(token: mx.array) -> int:
+    value: Any = token.item()
+    return int(value)

@@ -16,7 +16,7 @@ AROUND = 3
 
 def calling_frame(start: FrameType | None = None) -> FrameType | None:
     """The nearest frame outside this package's engine: the model's code that makes the call."""
-    frame = start or sys._getframe(1)
+    frame: FrameType | None = start or sys._getframe(1)
     while frame is not None and frame.f_code.co_filename.startswith(_OWN):
         frame = frame.f_back
     return frame

@@ -33,7 +33,7 @@ from mlx_nb.shared.request import RunRequest
 # Small chunks overlap over the ranks and keep an interrupt short on a CPU; Metal wants larger ones.
 CPU_PREFILL_STEP, METAL_PREFILL_STEP = 128, 512
 
-Publish = Callable[[dict[str, Any]], None]
+Publish = Callable[[dict[str, Any]], object]
 
 
 class Stage:
@@ -46,6 +46,7 @@ class Stage:
         prompter: The tokenizer.
         runs: The runs that are open here, by id.
         parents: Paths of the modules that have submodules.
+        order: Module paths in the order in which one pass first calls them.
         repeated: Paths of the modules that one pass calls more than once.
     """
 
@@ -55,6 +56,7 @@ class Stage:
         folder: Path,
         transport: Transport,
         *,
+        size: int | None = None,
         split: str | Sequence[int] = "even",
         dtype: str | None = None,
         trust_remote_code: bool = False,
@@ -62,7 +64,7 @@ class Stage:
     ) -> None:
         began = time.perf_counter()
         self.name, self.folder, self.transport, self.publish = name, folder, transport, publish
-        self.rank, self.size = transport.rank, transport.size
+        self.rank, self.size = transport.rank, size or transport.size
         self.config = text_config(read_config(folder))
         self.model = build_model(folder, trust_remote_code=trust_remote_code)
         layers = transformer_layers(self.model)
@@ -72,6 +74,7 @@ class Stage:
         self._name_modules(layers)
         rehearsal = rehearse(self.model)
         self.repeated = frozenset(path for path, times in rehearsal.calls.items() if times > 1)
+        self.order = tuple(rehearsal.calls)
         before = None if self.shard.is_first else self._layer_paths[self.shard.layers.start - 1]
         received = like(rehearsal.returned[before]) if before is not None else None
         install_stubs(layers, self.shard.layers)
@@ -99,7 +102,9 @@ class Stage:
         self._layer_of_path = {path: i for i, path in enumerate(self._layer_paths)}
         names = [path for path, _ in named_modules(self.model)]
         # Every prefix of a path; those that are lists, such as `model.layers`, are no modules and do not hurt.
-        self.parents = {".".join(parts[:end]) for parts in (n.split(".") for n in names) for end in range(len(parts))}
+        self.parents = {
+            ".".join(parts[:end]) for parts in (n.split(".") for n in names) for end in range(len(parts))
+        }
 
     def layer_at(self, path: str) -> int:
         """The index of the layer at a module path; -1 if it is not a whole layer."""
@@ -135,6 +140,7 @@ class Stage:
             prefill_step_size=self.prefill_step_size,
             layer_paths=tuple(self._layer_paths),
             modules=tuple((path, type(module).__name__) for path, module in named_modules(self.model)),
+            order=self.order,
             parameters=tuple(self.owned),
         )
 
@@ -153,7 +159,9 @@ class Stage:
             RunError: It is not open here (it ended, or the cluster was restarted).
         """
         if run_id not in self.runs:
-            raise RunError(f"Rank {self.rank} knows no run {run_id}; it has ended.", "Start another: pipe.generate(…)")
+            raise RunError(
+                f"Rank {self.rank} knows no run {run_id}; it has ended.", "Start another: pipe.generate(…)"
+            )
         return self.runs[run_id]
 
     def close_run(self, run_id: int) -> None:
@@ -185,5 +193,11 @@ class Stage:
     def on_token(self, run: Run, token: int, text: str, finish: str) -> None:
         """A token has been chosen; the last rank tells the notebook."""
         if self.shard.is_last:
-            event = {"token": token, "text": text, "finish": finish, "prompt_s": run.prompt_s, "decode_s": run.decode_s}
+            event = {
+                "token": token,
+                "text": text,
+                "finish": finish,
+                "prompt_s": run.prompt_s,
+                "decode_s": run.decode_s,
+            }
             self.publish({"kind": "token", "run_id": run.request.run_id, **event})

@@ -32,7 +32,8 @@ def install_stubs(layers: list[nn.Module], owned: range) -> None:
     """Turn every layer outside `owned` into a stub, and the edge layers into the ends of a hop."""
     for index, layer in enumerate(layers):
         object.__setattr__(layer, _SLOT, Slot(index, owned, len(layers)))
-        layer.__class__ = stub_class(type(layer))
+        cls: Any = type(layer)
+        layer.__class__ = stub_class(cls)
 
 
 def remove_stubs(layers: list[nn.Module]) -> None:
@@ -43,7 +44,7 @@ def remove_stubs(layers: list[nn.Module]) -> None:
 
 
 @cache
-def stub_class(base: type) -> type:
+def stub_class(base: Any) -> type:
     """A subclass of a layer's class that knows its place in the pipeline. One for each class."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -66,4 +67,6 @@ def stub_class(base: type) -> type:
             return run.deliver(value)
         return value
 
-    return type(base.__name__, (base,), {"__call__": call, "__module__": base.__module__, "_mlx_nb_base": base})
+    return type(
+        base.__name__, (base,), {"__call__": call, "__module__": base.__module__, "_mlx_nb_base": base}
+    )

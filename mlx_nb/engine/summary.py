@@ -73,7 +73,8 @@ def summarize(array: mx.array, axes: tuple[str, ...] = ()) -> Summary:
         mx.sum(mx.isinf(values)),
     ]
     mx.eval(several)
-    least_at, most_at, least, most, mean, rms, nan, inf = (value.item() for value in several)
+    numbers: list[Any] = [value.item() for value in several]
+    least_at, most_at, least, most, mean, rms, nan, inf = numbers
     if nan + inf == array.size:
         least = most = mean = rms = float("nan")
     return Summary(
@@ -90,7 +91,12 @@ def summarize(array: mx.array, axes: tuple[str, ...] = ()) -> Summary:
 
 
 def describe_call(
-    call: Callable[..., Any], module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], sizes: Sizes, length: int
+    call: Callable[..., Any],
+    module: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    sizes: Sizes,
+    length: int,
 ) -> tuple[Argument, ...]:
     """The arguments of a module's call by parameter name; what was left at its default is left out."""
     try:

@@ -34,10 +34,14 @@ def weight_files(folder: Path) -> list[Path]:
         try:
             wanted = sorted(set(json.loads(index.read_text()).get("weight_map", {}).values()))
         except (ValueError, AttributeError) as error:
-            raise WeightsError(f"{index} is not a weight index ({error}).", "Fetch the model again.") from error
+            raise WeightsError(
+                f"{index} is not a weight index ({error}).", "Fetch the model again."
+            ) from error
         for name in wanted:
             if Path(name).name != name:
-                raise WeightsError(f"{index} names a file outside its folder: {name}.", "Fetch the model again.")
+                raise WeightsError(
+                    f"{index} names a file outside its folder: {name}.", "Fetch the model again."
+                )
             if not (folder / name).is_file():
                 raise WeightsError(
                     f"The weight file {name} is missing from {folder}.",

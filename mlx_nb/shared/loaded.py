@@ -23,6 +23,7 @@ class LoadedShard:
         prefill_step_size: Prompt tokens a chunk, by default.
         layer_paths: The module path of every layer of the whole model.
         modules: Path and class name of every module of the whole model.
+        order: Module paths in the order in which one pass first calls them.
         parameters: Names of the parameters that this rank holds.
     """
 
@@ -41,4 +42,5 @@ class LoadedShard:
     prefill_step_size: int
     layer_paths: tuple[str, ...]
     modules: tuple[tuple[str, str], ...]
+    order: tuple[str, ...]
     parameters: tuple[str, ...]

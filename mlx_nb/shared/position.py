@@ -243,7 +243,9 @@ class Position:
         lines = []
         arrays = [str(arg) for arg in self.args if arg.summary]
         plain = [str(arg) for arg in self.args if not arg.summary]
-        for label, text in zip(["args"] + [""] * 99, arrays + ([" ".join(plain)] if plain else []), strict=False):
+        for label, text in zip(
+            ["args"] + [""] * 99, arrays + ([" ".join(plain)] if plain else []), strict=False
+        ):
             lines.append([label if self.kind == INPUT else (label and "value"), text])
         if self.hop:
             time = f" · {format_duration(self.hop.seconds)}" if self.hop.seconds else ""

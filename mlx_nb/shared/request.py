@@ -59,7 +59,11 @@ class GenerateOptions:
                 "1 or more",
                 "prefill_step_size=128",
             ),
-            "max_kv_size": (self.max_kv_size is None or self.max_kv_size >= 1, "1 or more", "--max-kv-size 512"),
+            "max_kv_size": (
+                self.max_kv_size is None or self.max_kv_size >= 1,
+                "1 or more",
+                "--max-kv-size 512",
+            ),
             "kv_bits": (self.kv_bits in (None, 2, 3, 4, 5, 6, 8), "2, 3, 4, 5, 6 or 8", "--kv-bits 8"),
         }
         for name, (fine, wanted, example) in checks.items():
@@ -80,7 +84,9 @@ def options_from(keywords: dict[str, Any]) -> GenerateOptions:
     try:
         return replace(GenerateOptions(), **keywords)
     except TypeError as error:
-        raise OptionError(f"An option has the wrong type: {error}.", "Options are numbers; raw is True or False.") from error
+        raise OptionError(
+            f"An option has the wrong type: {error}.", "Options are numbers; raw is True or False."
+        ) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

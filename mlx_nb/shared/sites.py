@@ -37,7 +37,7 @@ def resolve_site(site: str, modules: Sequence[str], layer_paths: Sequence[str]) 
         return wanted
     known = _sites(modules)
     prefix = layer_paths[0].rpartition(".")[0] if layer_paths else ""  # model.layers
-    expanded = _expand(wanted, known, prefix)
+    expanded = _expand(wanted, prefix)
     for candidate in expanded:
         if any(fnmatchcase(name, candidate) for name in known):
             return candidate
@@ -54,7 +54,7 @@ def _sites(modules: Sequence[str]) -> list[str]:
     return [f"{path}.{kind}" for path in modules if path for kind in (INPUT, OUTPUT)]
 
 
-def _expand(wanted: str, known: Sequence[str], prefix: str) -> list[str]:
+def _expand(wanted: str, prefix: str) -> list[str]:
     """Every full spelling that a short one may mean, the likeliest first."""
     head, _, tail = wanted.rpartition(".")
     means = {

@@ -1,0 +1,130 @@
+"""The console script ``mlx-nb``: parse, call the client, print."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mlx_nb.client.options import (
+    add_cluster_options,
+    add_generation_options,
+    add_model_options,
+    generation_options,
+)
+from mlx_nb.shared.errors import MlxNbError
+
+QUESTION = "What is the capital of France?"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; its exit status."""
+    parser = build_parser()
+    found = parser.parse_args(argv)
+    if not hasattr(found, "command"):
+        parser.print_help()
+        return 2
+    command: Callable[[argparse.Namespace], int] = found.command
+    try:
+        return command(found)
+    except MlxNbError as error:
+        print(f"mlx-nb: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nmlx-nb: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has left; Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all subcommands."""
+    from importlib.metadata import version
+
+    parser = argparse.ArgumentParser(
+        prog="mlx-nb",
+        description="Step through distributed LLM inference: MLX models over MPI ranks.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"mlx-nb {version('mlx-nb')}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    demo = _command(commands, "demo", _demo, "two ranks, one answer, one token step by step; stops by itself")
+    demo.add_argument("question", nargs="?", default=QUESTION, help=f"({QUESTION})")
+    demo.add_argument("--model", default="smollm2", help="(smollm2)")
+    add_cluster_options(demo)
+
+    lab = _command(commands, "lab", _lab, "copy the lessons to a folder of yours and open JupyterLab there")
+    lab.add_argument("folder", nargs="?", default="mlx-nb-lessons", help="(mlx-nb-lessons)")
+    lab.add_argument("--no-open", action="store_true", help="copy only")
+
+    generate = _command(commands, "generate", _generate, "start ranks, load a model, generate, stop")
+    generate.add_argument("prompt", nargs="+", help="the prompt")
+    generate.add_argument("--model", default="smollm2", help="(smollm2)")
+    add_cluster_options(generate)
+    add_model_options(generate)
+    add_generation_options(generate)
+
+    run = _command(
+        commands, "run", _run, "one rank of `mpirun -n 2 mlx-nb run …`: the same pipeline, no notebook"
+    )
+    run.add_argument("--model", default="smollm2", help="(smollm2)")
+    run.add_argument("--prompt", required=True, help="the prompt")
+    add_model_options(run)
+    add_generation_options(run)
+
+    fetch = _command(commands, "fetch", _fetch, "bring a model onto this machine and print its folder")
+    fetch.add_argument("model", nargs="?", default="smollm2", help="(smollm2)")
+    fetch.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    return parser
+
+
+def _command(commands: Any, name: str, function: Callable[..., int], text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    parser.set_defaults(command=function)
+    return parser
+
+
+def _demo(found: argparse.Namespace) -> int:
+    from mlx_nb.client.demo import run_demo  # each command imports what it needs, so --help is quick
+
+    return run_demo(found.question, found.model, found.ranks, found.hosts, found.profile)
+
+
+def _generate(found: argparse.Namespace) -> int:
+    from mlx_nb.client.demo import run_generate
+
+    wishes = {"split": found.split, "dtype": found.dtype, "trust_remote_code": found.trust_remote_code}
+    where = {"ranks": found.ranks, "hosts": found.hosts, "profile": found.profile}
+    return run_generate(" ".join(found.prompt), found.model, where, wishes, generation_options(found))
+
+
+def _run(found: argparse.Namespace) -> int:
+    # The one command that is a rank itself: nothing of the client is used.
+    from mlx_nb.engine.batch import run_rank
+
+    wishes = {"split": found.split, "dtype": found.dtype, "trust_remote_code": found.trust_remote_code}
+    return run_rank(found.model, found.prompt, wishes, generation_options(found))
+
+
+def _fetch(found: argparse.Namespace) -> int:
+    from mlx_nb.client.fetch import fetch_model
+    from mlx_nb.client.progress import ProgressLine
+
+    with ProgressLine(quiet=found.quiet) as progress:
+        folder = fetch_model(found.model, progress.tell)
+    print(folder)
+    return 0
+
+
+def _lab(found: argparse.Namespace) -> int:
+    from mlx_nb.client.lab import copy_lessons, open_lab
+
+    folder = copy_lessons(found.folder)
+    return 0 if found.no_open else open_lab(folder)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""The lessons, in a folder of the user's own: what is edited there is never overwritten."""
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from mlx_nb.shared.errors import MlxNbError
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def lessons_folder() -> Path:
+    """Where the lessons lie: inside an installed wheel, or beside the package in a source checkout."""
+    inside = _PACKAGE / "notebooks"
+    return inside if inside.is_dir() else _PACKAGE.parent / "notebooks"
+
+
+def copy_lessons(target: str) -> Path:
+    """Copy every lesson that is not there yet; the folder."""
+    folder = Path(target).expanduser().resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    copied = 0
+    for lesson in sorted(lessons_folder().glob("*.ipynb")):
+        if not (folder / lesson.name).exists():
+            shutil.copy2(lesson, folder / lesson.name)
+            copied += 1
+    kept = len(list(folder.glob("*.ipynb"))) - copied
+    print(f"{copied} lessons copied to {folder}" + (f", {kept} kept as they are" if kept else ""))
+    return folder
+
+
+def open_lab(folder: Path) -> int:
+    """Open JupyterLab there; its exit status.
+
+    Raises:
+        MlxNbError: JupyterLab is not installed.
+    """
+    if importlib.util.find_spec("jupyterlab") is None:
+        raise MlxNbError("JupyterLab is not installed.", "Type: pip install 'mlx-nb[lab]'")
+    # ipyparallel's lab extension asks its server half, and shows an error dialog when it is off.
+    extra = "--ServerApp.jpserver_extensions={'ipyparallel': True}"
+    return subprocess.run([sys.executable, "-m", "jupyterlab", extra], cwd=folder, check=False).returncode

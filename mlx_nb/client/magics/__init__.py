@@ -1,0 +1,31 @@
+"""The IPython extension: magics that call the same API as a script would."""
+
+from typing import Any
+
+from mlx_nb.client.magics.cluster import ClusterMagics
+from mlx_nb.client.magics.completion import install_completion, remove_completion
+from mlx_nb.client.magics.model import ModelMagics
+from mlx_nb.client.magics.step import StepMagics
+from mlx_nb.client.magics.trailing import rescue_question_marks
+
+MAGICS = (ClusterMagics, ModelMagics, StepMagics)
+
+
+def load_ipython_extension(ip: Any) -> None:
+    """Register everything on a shell; a second time does nothing."""
+    if rescue_question_marks in ip.input_transformers_cleanup:
+        return
+    ip.register_magics(*MAGICS)
+    ip.input_transformers_cleanup.append(rescue_question_marks)
+    install_completion(ip)
+
+
+def unload_ipython_extension(ip: Any) -> None:
+    """Take everything away again; the cluster, if one runs, stays."""
+    if rescue_question_marks in ip.input_transformers_cleanup:
+        ip.input_transformers_cleanup.remove(rescue_question_marks)
+    remove_completion(ip)
+    for kind in ("line", "cell"):
+        table = ip.magics_manager.magics[kind]
+        for name in [name for name in table if name.startswith("mlx_")]:
+            del table[name]

@@ -1,0 +1,83 @@
+"""``%mlx_cluster``: the life of the cluster."""
+
+from IPython.core.magic import Magics, line_magic, magics_class, no_var_expand
+
+from mlx_nb.client.cluster import Cluster
+from mlx_nb.client.current import current
+from mlx_nb.client.magics.parsing import Parser, one_line_errors, one_of, parse_words
+from mlx_nb.client.magics.state import need_cluster
+from mlx_nb.client.options import add_cluster_options
+from mlx_nb.client.profiles import list_profiles
+from mlx_nb.client.progress import ProgressLine
+from mlx_nb.shared.text import format_table
+
+SUBCOMMANDS = ("start", "attach", "status", "logs", "restart", "stop", "profiles", "interrupt")
+
+_HELP = """start, look at and stop the cluster
+
+  start      start one, or say what runs      --ranks N --profile NAME --hosts a,b --keep 8h
+  attach     connect to a cluster that was kept        [NAME]
+  status     every rank and every process
+  logs       what the ranks have written               [RANK]
+  restart    the same cluster again, with the same model
+  stop       end every process of it
+  profiles   the profiles that can be started
+  interrupt  stop what the ranks run, as Ctrl-C would"""
+
+
+def _parser() -> Parser:
+    parser = Parser("%mlx_cluster", _HELP)
+    parser.add_argument("subcommand", nargs="?", default="status", help="one of the above (status)")
+    parser.add_argument("argument", nargs="?", help="a cluster's name, or a rank")
+    add_cluster_options(parser)
+    return parser
+
+
+@magics_class
+class ClusterMagics(Magics):
+    """The cluster's magic."""
+
+    @no_var_expand
+    @line_magic
+    @one_line_errors
+    def mlx_cluster(self, line: str) -> object:
+        """Start, look at and stop the cluster: see ``%mlx_cluster --help``."""
+        found = parse_words(_parser(), line)
+        one_of(found.subcommand, SUBCOMMANDS, "%mlx_cluster")
+        match found.subcommand:
+            case "start":
+                with ProgressLine() as progress:
+                    return Cluster.start(
+                        found.ranks, found.hosts, found.profile, found.keep, progress=progress.tell
+                    )
+            case "attach":
+                return Cluster.attach(found.argument)
+            case "status":
+                return need_cluster().status()
+            case "logs":
+                return need_cluster().logs(_rank(found.argument))
+            case "restart":
+                return self._restart()
+            case "stop":
+                name = need_cluster().name
+                need_cluster().stop()
+                print(f"Cluster {name} has stopped.")
+            case "interrupt":
+                need_cluster().interrupt()
+                print("Interrupted.")
+            case "profiles":
+                rows = [[name, str(folder)] for name, folder in list_profiles().items()]
+                print(format_table([["profile", "folder"], *rows]))
+        return None
+
+    def _restart(self) -> object:
+        cluster, pipe = need_cluster(), current.pipe
+        with ProgressLine() as progress:
+            cluster.restart(progress=progress.tell)
+            if pipe is not None and pipe.cluster is cluster:
+                pipe.load_there(progress.on_event)
+        return current.pipe or cluster
+
+
+def _rank(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isdigit() else None

@@ -1,0 +1,127 @@
+"""``%%mlx_step`` begins to step, ``%mlx_step into`` and the like go on, ``%mlx_show`` opens views."""
+
+from collections.abc import Callable
+from typing import Any
+
+from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class, no_var_expand
+
+from mlx_nb.client.debugger import Debugger
+from mlx_nb.client.magics.model import prompt_of
+from mlx_nb.client.magics.parsing import Parser, one_line_errors, one_of, parse_words, split_line
+from mlx_nb.client.magics.state import need_cluster, need_debugger, need_pipe
+from mlx_nb.client.options import add_generation_options, generation_options
+from mlx_nb.client.show import VIEWS, close_views, show_stepper, show_view
+from mlx_nb.shared.errors import OptionError
+
+STRIDES = ("into", "over", "out", "layer", "rank", "token", "run", "continue", "until")
+QUESTIONS = ("p", "where", "list", "args", "locals", "restart", "close")
+SUBCOMMANDS = (*STRIDES, *QUESTIONS)
+
+# pdb's letters, and the two that the view's keys have besides.
+LETTERS = {
+    "s": "into", "n": "over", "r": "out", "c": "run", "continue": "run", "cont": "run", "unt": "until",
+    "w": "where", "l": "list", "a": "args", "q": "close", "quit": "close", "k": "rank", "t": "token",
+}  # fmt: skip
+
+_HELP = """step through a forward pass like a program
+
+  %%mlx_step [options] in a cell, the prompt below it: stand before the embedding
+  %mlx_step into (s)      next entry, exit, send or recv
+  %mlx_step over (n)      this module's exit
+  %mlx_step out (r)       the exit of the module around it
+  %mlx_step layer [N]     the next layer's output
+  %mlx_step rank (k)      the recv on the next rank
+  %mlx_step token (t) [N] the start of the next pass
+  %mlx_step until SITE    a site, such as layers.3.self_attn.output
+  %mlx_step run (c)       to the end
+  %mlx_step p EXPR        evaluate in the model's own frame, on the rank
+  %mlx_step where (w), list (l), args (a), locals, restart, close (q)"""
+
+
+@magics_class
+class StepMagics(Magics):
+    """Stepping and showing."""
+
+    @no_var_expand
+    @line_cell_magic
+    @one_line_errors
+    def mlx_step(self, line: str, cell: str | None = None) -> Any:
+        """Step through a forward pass: see ``%mlx_step --help``."""
+        if cell is not None:
+            return self._begin(line, cell)
+        word, _, rest = line.strip().partition(" ")
+        if word in ("", "--help", "-h", "help"):
+            print(_HELP)
+            return None
+        name = LETTERS.get(word, word)
+        one_of(name, SUBCOMMANDS, "%mlx_step")
+        return self._go(need_debugger(), name, rest.strip())
+
+    @no_var_expand
+    @line_magic
+    @one_line_errors
+    def mlx_show(self, line: str) -> None:
+        """Open a view: see ``%mlx_show --help``."""
+        parser = Parser("%mlx_show", f"open a view: {', '.join(VIEWS)}")
+        parser.add_argument("view", nargs="?", default="step", help="which (step)")
+        parser.add_argument("rest", nargs="*", help="for tokens: the prompt")
+        found = parse_words(parser, line)
+        one_of(found.view, VIEWS, "%mlx_show")
+        if found.view == "cluster":
+            show_view(None, found.view, cluster=need_cluster())
+        else:
+            show_view(need_pipe(), found.view, " ".join(found.rest))
+
+    @line_magic
+    @one_line_errors
+    def mlx_freeze(self, line: str) -> None:
+        """Replace every live view by its picture, which stays readable without a kernel."""
+        print(f"{close_views()} views are pictures now.")
+
+    def _begin(self, line: str, cell: str) -> None:
+        parser = Parser("%%mlx_step", _HELP)
+        parser.add_argument("-o", "--out", metavar="NAME", help="put the stepper into this variable")
+        add_generation_options(parser)
+        words, rest = split_line(parser, line)
+        found = parser.parse_args(words)
+        debugger = need_pipe().debug(prompt_of(rest, cell), **generation_options(found))
+        show_stepper(debugger)
+        if found.out:
+            self.shell.user_ns[found.out] = debugger
+
+    def _go(self, debugger: Debugger, name: str, rest: str) -> Any:
+        if name in STRIDES:
+            return self._stride(debugger, name, rest)
+        looks: dict[str, Callable[[], object]] = {
+            "where": debugger.where,
+            "list": debugger.source,
+            "args": lambda: "\n".join(map(str, debugger.args)),
+            "locals": lambda: "\n".join(map(str, debugger.locals)),
+            "p": lambda: debugger.p(rest or "self"),
+        }
+        if name in looks:
+            print(looks[name]())
+        elif name == "restart":
+            return debugger.restart()
+        elif name == "close":
+            debugger.close()
+            print("The stepper is closed.")
+        return None
+
+    def _stride(self, debugger: Debugger, name: str, rest: str) -> Any:
+        if name == "until":
+            wanted = dict(item.split("=", 1) for item in rest.split() if "=" in item)
+            numbers = {k: _count(v, name) for k, v in wanted.items() if k in ("layer", "rank", "token")}
+            site = next((item for item in rest.split() if "=" not in item), None)
+            return debugger.until(site, **numbers)
+        if name in ("layer", "token"):
+            return getattr(debugger, name)(_count(rest, name) if rest else 1)
+        if rest:
+            raise OptionError(f"%mlx_step {name} takes nothing, not '{rest}'.", f"Type: %mlx_step {name}")
+        return getattr(debugger, name)()
+
+
+def _count(text: str, name: str) -> int:
+    if not text.isdigit():
+        raise OptionError(f"'{text}' is not a number.", f"Type: %mlx_step {name} 2")
+    return int(text)

@@ -1,0 +1,55 @@
+"""The options of generation, once for all: the magics and the console script read them the same way."""
+
+import argparse
+from typing import Any
+
+_OPTIONS: tuple[tuple[str, type, str], ...] = (
+    ("--max-tokens", int, "the most tokens to generate (256)"),
+    ("--temp", float, "temperature; 0 takes the likeliest token (0)"),
+    ("--top-p", float, "nucleus: the smallest set of tokens with this probability; 0 is off"),
+    ("--top-k", int, "the k likeliest tokens; 0 is off"),
+    ("--min-p", float, "least probability as a share of the likeliest token's; 0 is off"),
+    ("--seed", int, "makes sampling repeatable"),
+    ("--repetition-penalty", float, "above 1 discourages the last 20 tokens"),
+    ("--prefill-step-size", int, "prompt tokens a chunk"),
+    ("--max-kv-size", int, "slots of a rotating KV cache"),
+    ("--kv-bits", int, "bits of a quantised KV cache: 2, 3, 4, 5, 6 or 8"),
+)
+
+
+def add_generation_options(parser: argparse.ArgumentParser) -> None:
+    """Add every option of generation to a parser; absent ones stay out of the result."""
+    group = parser.add_argument_group("generation, as in mlx-lm")
+    for name, kind, text in _OPTIONS:
+        group.add_argument(
+            name, type=kind, default=argparse.SUPPRESS, help=text, metavar=name[2:].upper()[:1]
+        )
+    group.add_argument(
+        "--raw",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="feed the prompt without the chat template",
+    )
+
+
+def generation_options(found: argparse.Namespace) -> dict[str, Any]:
+    """The options that were given, as `Pipe.generate` takes them."""
+    known = {name[2:].replace("-", "_") for name, _, _ in _OPTIONS} | {"raw"}
+    return {name: value for name, value in vars(found).items() if name in known}
+
+
+def add_cluster_options(parser: argparse.ArgumentParser) -> None:
+    """The wishes for a cluster."""
+    parser.add_argument("--ranks", type=int, help="how many ranks (the hosts' slots, else 2)")
+    parser.add_argument("--profile", help="an ipyparallel profile, such as minis")
+    parser.add_argument("--hosts", type=lambda text: [h for h in text.split(",") if h], help="a,b or a:2,b:2")
+    parser.add_argument("--keep", default=False, help="how long it outlives this kernel: 8h, 30m")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """How a model is divided and computed."""
+    parser.add_argument("--split", default="even", help="even, or layers per rank: 14,16")
+    parser.add_argument("--dtype", help="float32, bfloat16, float16, or native")
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run code that the model's folder brings along"
+    )

@@ -1,0 +1,100 @@
+"""Views in a notebook: a live widget, which becomes a picture when its run ends.
+
+A saved notebook that is opened without a kernel cannot draw a widget. The picture that takes its place
+can be drawn, by GitHub too.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from IPython.display import display
+
+from mlx_nb.client.stepper_state import stepper_state
+from mlx_nb.shared.errors import OptionError
+
+if TYPE_CHECKING:
+    from mlx_nb.client.cluster import Cluster
+    from mlx_nb.client.debugger import Debugger
+    from mlx_nb.client.pipe import Pipe
+
+VIEWS = ("step", "plan", "tokens", "cluster")
+
+
+class LiveStepper:
+    """A stepper's view on the page, and what keeps it true."""
+
+    def __init__(self, dbg: "Debugger") -> None:
+        from mlx_nb.widgets.stepper import StepperView  # anywidget takes half a second to import
+
+        self.dbg = dbg
+        dbg.wants_preview = True
+        dbg.refresh_preview()
+        self.view: StepperView = StepperView(state=stepper_state(dbg), preview=dbg.preview)
+        self.view.on_action(self._act)
+        self.view.on_interrupt(dbg.pipe.cluster.interrupt)
+        dbg.listeners.append(self._changed)
+        self._handle = display(self.view, display_id=True)
+        _live.append(self)
+
+    def _act(self, stride: str) -> None:
+        """A button or a key; errors go into the view's own pane."""
+        if stride == "close":
+            self.dbg.close()
+            self.freeze()
+        else:
+            getattr(self.dbg, stride)()
+
+    def _changed(self, dbg: "Debugger") -> None:
+        self.view.show(stepper_state(dbg), dbg.preview)
+
+    def freeze(self) -> None:
+        """Put the picture in the widget's place."""
+        if self._changed in self.dbg.listeners:
+            self.dbg.listeners.remove(self._changed)
+        if self in _live:
+            _live.remove(self)
+        if self._handle is not None:
+            self._handle.update(self.view.picture(), raw=True)
+        self.view.close()
+
+
+_live: list[LiveStepper] = []
+
+
+def show_stepper(dbg: "Debugger") -> LiveStepper:
+    """Show the stepper's first screen."""
+    return LiveStepper(dbg)
+
+
+def close_views() -> int:
+    """Turn every live view into its picture; how many there were."""
+    views = list(_live)
+    for view in views:
+        view.freeze()
+    return len(views)
+
+
+def show_view(pipe: "Pipe | None", view: str, argument: str = "", *, cluster: "Cluster | None" = None) -> Any:
+    """Show a view by its name.
+
+    Raises:
+        OptionError: There is no such view, or it has nothing to show.
+    """
+    from mlx_nb.client.current import current
+
+    if view == "cluster" and cluster is not None:
+        return display(cluster.status())
+    if pipe is None or view not in VIEWS:
+        raise OptionError(f"There is no view '{view}'.", f"Type one of: {', '.join(VIEWS)}.")
+    if view == "plan":
+        return display(pipe.plan)
+    if view == "tokens":
+        if not argument:
+            raise OptionError("The view 'tokens' needs a prompt.", "Type: %mlx_show tokens What is MPI")
+        return display(pipe.tokens(argument))
+    if view == "cluster":
+        return display(pipe.cluster.status())
+    if current.dbg is None:
+        raise OptionError(
+            "Nothing is being stepped.", "Begin with a cell: %%mlx_step, and the prompt below it."
+        )
+    return show_stepper(current.dbg)

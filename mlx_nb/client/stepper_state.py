@@ -1,0 +1,276 @@
+"""From a debugger to what the stepper's view shows. Pure data in, pure data out; no rank is asked."""
+
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from mlx_nb.client.sentences import sentence_for
+from mlx_nb.shared.ids import Rank
+from mlx_nb.shared.position import Position
+from mlx_nb.shared.sites import short_spelling
+from mlx_nb.shared.text import first_words, format_duration, format_number, format_shape, format_size
+from mlx_nb.shared.view_state import (
+    ArgumentRow,
+    KVRow,
+    Lane,
+    LayerCell,
+    ModuleRow,
+    NumberCell,
+    SourceLine,
+    SourcePane,
+    StepperState,
+    TokenCell,
+    Wire,
+)
+
+if TYPE_CHECKING:
+    from mlx_nb.client.debugger import Debugger
+
+_AROUND = 3
+_MAX_ARGUMENTS = 5
+# A strip of tokens is for reading; a prompt of thousands would travel with every stop.
+_MOST_TOKENS, _HEAD_TOKENS = 240, 40
+
+
+def stepper_state(dbg: "Debugger") -> StepperState:
+    """The whole first screen for where a debugger stands."""
+    position = dbg.position
+    shown_path = short_spelling(position.site, dbg.pipe.shards[0].layer_paths)
+    site, _, suffix = shown_path.rpartition(".")
+    return StepperState(
+        sequence=0,
+        model=dbg.pipe.name,
+        prompt=first_words(dbg.prompt, 60) if isinstance(dbg.prompt, str) else "",
+        status="finished" if dbg.done else "failed" if dbg.gen.state == "failed" else "stopped",
+        where="done" if dbg.done else f"{position.phase} {position.start}:{position.stop}",
+        tokens=_tokens(dbg),
+        pass_text="" if dbg.done else f"this pass: tokens {position.start}:{position.stop}",
+        lanes=[_lane(dbg, rank) for rank in range(dbg.pipe.num_ranks)],
+        wires=[_wire(dbg, rank) for rank in range(dbg.pipe.num_ranks - 1)],
+        site=site if site and not dbg.done else "the end" if dbg.done else shown_path,
+        suffix=f".{suffix}" if site and not dbg.done else "",
+        site_note=_site_note(position),
+        arguments=_arguments(position),
+        numbers=_numbers(position),
+        preview_label=_preview_label(position) if dbg.preview else "",
+        preview_limit=_preview_limit(position) if dbg.preview else "",
+        source=_source(position),
+        sentence=sentence_for(dbg),
+        modules=_modules(dbg),
+        kv=_kv(dbg),
+        text=str(position),
+        error=dbg.note,
+    )
+
+
+def _tokens(dbg: "Debugger") -> list[TokenCell]:
+    position = dbg.position
+    prompt = dbg.tokens()
+    cells = [
+        TokenCell(
+            id=token.id, text=_visible(token.text), template=token.template, in_pass=False, generated=False
+        )
+        for token in prompt
+    ]
+    for token, text in zip(dbg.gen.token_ids, dbg.pieces(), strict=True):
+        cells.append(TokenCell(id=token, text=_visible(text), template=False, in_pass=False, generated=True))
+    if not dbg.done:
+        for cell in cells[position.start : position.stop]:
+            cell["in_pass"] = True
+    if len(cells) <= _MOST_TOKENS:
+        return cells
+    head, tail = cells[:_HEAD_TOKENS], cells[-(_MOST_TOKENS - _HEAD_TOKENS) :]
+    hidden = len(cells) - _MOST_TOKENS
+    folded = cells[_HEAD_TOKENS : _HEAD_TOKENS + hidden]
+    inside = any(cell["in_pass"] for cell in folded)
+    more = TokenCell(id=-1, text="", template=False, in_pass=inside, generated=False, more=hidden)
+    return [*head, more, *tail]
+
+
+def _visible(text: str) -> str:
+    return text.replace(" ", "·").replace("\n", "↵").replace("\t", "⇥")
+
+
+def _lane(dbg: "Debugger", rank: int) -> Lane:
+    position, shard = dbg.position, dbg.pipe.plan.shards[rank]
+    outcome = dbg.ranks.get(Rank(rank))
+    here = outcome is not None and outcome.pass_index == position.index
+    written = {row.layer for row in outcome.kv if row.written} if outcome and (here or dbg.done) else set()
+    counted = {row.layer for row in outcome.kv} if outcome else set(shard.layers)
+    stage = _stage_of_rank(dbg, rank)
+    cells = []
+    for layer in shard.layers:
+        done = stage == "done" or (stage == "here" and _is_done(dbg, layer))
+        current = stage == "here" and position.layer == layer and position.kind in ("input", "output")
+        kv = "written" if layer in written else "pending" if layer in counted or not outcome else "none"
+        cells.append(
+            LayerCell(layer=layer, state="current" if current else "done" if done else "pending", kv=kv)
+        )
+    status = "finished" if dbg.done else "stopped" if stage == "here" else "waits"
+    kv_line = next((line for line in position.ranks if line.rank == rank), None)
+    edge = None if not shard.is_first else _edge(dbg, stage, before=True)
+    head = None if not shard.is_last else _edge(dbg, stage, before=False)
+    return Lane(
+        rank=rank,
+        host=shard.host,
+        holds=shard.describe(),
+        status=status,
+        note=kv_line.text if kv_line else "",
+        embed=edge,
+        head=head,
+        layers=cells,
+    )
+
+
+def _stage_of_rank(dbg: "Debugger", rank: int) -> str:
+    """Whether a rank's part of this pass is done, under way here, or still to come."""
+    if dbg.done or rank < dbg.position.rank:
+        return "done"
+    return "here" if rank == dbg.position.rank else "pending"
+
+
+def _is_done(dbg: "Debugger", layer: int) -> bool:
+    position = dbg.position
+    if position.kind == "send":
+        return True
+    if position.kind == "recv":
+        return False
+    if position.layer >= 0:
+        return layer < position.layer
+    return _after_layers(dbg)
+
+
+def _after_layers(dbg: "Debugger") -> bool:
+    """Outside every layer: past them (norm, head) or before them (embedding)?"""
+    order = dbg.pipe.shards[0].order
+    position = dbg.position
+    if position.kind == "output" and any(path.startswith(f"{position.module}.") for path in dbg.layer_paths):
+        return True  # a module around the layers is left after them
+    if position.module not in order:
+        return position.kind == "output"
+    return order.index(position.module) > order.index(dbg.layer_paths[-1])
+
+
+def _edge(dbg: "Debugger", stage: str, *, before: bool) -> str:
+    if stage != "here":
+        return stage
+    position = dbg.position
+    past = position.layer >= 0 or position.kind in ("send", "recv") or _after_layers(dbg)
+    if before:
+        return "done" if past else "current"
+    return "current" if position.layer < 0 and position.kind != "recv" and _after_layers(dbg) else "pending"
+
+
+def _wire(dbg: "Debugger", rank: int) -> Wire:
+    crossed = dbg.hops().get(Rank(rank))
+    if crossed is None or crossed.hop is None:
+        state = "crossed" if dbg.done or rank < dbg.position.rank else "idle"
+        return Wire(source=rank, text="", state=state)
+    summary = crossed.summary
+    shape = f"{format_shape(summary.shape)} {summary.dtype} · " if summary else ""
+    time = f" · {format_duration(crossed.hop.seconds)}" if crossed.hop.seconds else ""
+    text = f"{shape}{format_size(crossed.hop.size_bytes)}{time}"
+    return Wire(source=rank, text=text, state="sending" if crossed.kind == "send" else "crossed")
+
+
+def _site_note(position: Position) -> str:
+    if position.kind == "end":
+        return position.about
+    if position.hop:
+        return f"rank {position.hop.source} → rank {position.hop.target}"
+    classes = " › ".join(frame.class_name for frame in position.stack[-2:])
+    return f"rank {position.rank} · {classes}"
+
+
+def _arguments(position: Position) -> list[ArgumentRow]:
+    rows = []
+    for arg in position.args[:_MAX_ARGUMENTS]:
+        if arg.summary:
+            shape = format_shape(arg.summary.shape, arg.summary.axes)
+            size = format_size(arg.summary.size_bytes)
+            rows.append(ArgumentRow(name=arg.name, shape=shape, dtype=arg.summary.dtype, size=size))
+        else:
+            rows.append(ArgumentRow(name=arg.name, shape=arg.text, dtype="", size=""))
+    return rows
+
+
+def _numbers(position: Position) -> list[NumberCell]:
+    summary = position.summary
+    if summary is None:
+        return []
+    named = {"min": summary.min, "mean": summary.mean, "rms": summary.rms, "max": summary.max}
+    cells = [
+        NumberCell(name=name, value=format_number(value).replace("-", "−")) for name, value in named.items()
+    ]
+    cells.append(NumberCell(name="NaN", value=str(summary.nan)))
+    if summary.inf:
+        cells.append(NumberCell(name="Inf", value=str(summary.inf)))
+    return cells
+
+
+def _preview_label(position: Position) -> str:
+    summary = position.summary
+    shape = summary.shape_text if summary else ""
+    return f"{position.site}, {shape}: tokens down, channels across"
+
+
+def _preview_limit(position: Position) -> str:
+    summary = position.summary
+    return format_number(max(abs(summary.min), abs(summary.max))) if summary else ""
+
+
+def _source(position: Position) -> SourcePane | None:
+    source = position.source
+    if source is None:
+        return None
+    lines = [
+        SourceLine(number=number, text=text, current=source.line <= number <= source.last_line)
+        for number, text in enumerate(source.lines, source.first)
+        if source.line - _AROUND <= number <= source.last_line + _AROUND
+    ]
+    # The outer modules by their class, as the code names them; the inner ones by their place.
+    crumbs: list[str] = []
+    for frame in position.stack:
+        name = frame.path.rpartition(".")[2]
+        crumbs.append(
+            f"{frame.class_name} {name}" if name.isdigit() else frame.class_name if len(crumbs) < 2 else name
+        )
+    return SourcePane(title=source.function, file=source.file, breadcrumb=crumbs, lines=lines)
+
+
+def _modules(dbg: "Debugger") -> list[ModuleRow]:
+    """The module tree of the layer where the run stands, in the order in which it is called."""
+    position = dbg.position
+    if position.layer < 0 or not position.stack:
+        return []
+    first = dbg.pipe.shards[0]
+    root = first.layer_paths[position.layer]
+    names = dict(first.modules)
+    inside = [path for path in first.order if path == root or path.startswith(f"{root}.")]
+    on_stack = {frame.path for frame in position.stack}
+    here = inside.index(position.module) if position.module in inside else -1
+    rows = []
+    for place, path in enumerate(inside):
+        left = position.kind == "output" and path.startswith(f"{position.module}.")
+        state = "current" if path in on_stack else "done" if place < here or left else "pending"
+        depth = path.count(".") - root.count(".")
+        short = path.rpartition(".")[2] if depth else short_spelling(path, first.layer_paths)
+        rows.append(ModuleRow(path=short, class_name=names.get(path, ""), depth=depth, state=state))
+    return rows
+
+
+def _kv(dbg: "Debugger") -> list[KVRow]:
+    """Consecutive layers of a rank that read the same, in one row."""
+    rows = []
+    for rank, outcome in sorted(dbg.ranks.items()):
+        here = outcome.pass_index == dbg.position.index or dbg.done
+
+        def reads(kv: object, here: bool = here) -> tuple[str, int, str]:
+            written = "written" if getattr(kv, "written", False) and here else "pending"
+            return getattr(kv, "class_name", ""), getattr(kv, "offset", 0), written
+
+        for (name, offset, state), group in groupby(outcome.kv, key=reads):
+            layers = [kv.layer for kv in group]
+            span = f"{layers[0]}–{layers[-1]}" if len(layers) > 1 else str(layers[0])
+            count = str(offset) if offset >= 0 else "–"
+            rows.append(KVRow(rank=rank, layers=span, class_name=name, offset=count, state=state))
+    return rows

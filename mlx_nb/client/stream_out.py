@@ -1,0 +1,38 @@
+"""A run on the screen: pieces as they come, a progress line before them, one line of figures after."""
+
+import sys
+from typing import Any
+
+from mlx_nb.client.generation import Generation
+from mlx_nb.client.pipe import Pipe
+from mlx_nb.client.progress import ProgressLine
+
+
+def stream_to_screen(pipe: Pipe, prompt: Any, options: dict[str, Any]) -> Generation:
+    """Generate and print.
+
+    Ctrl-C is not raised on: a line says how far it came, and the text so far stays in `pipe.last`.
+
+    Raises:
+        MlxNbError: The prompt or an option is wrong, or the run failed.
+    """
+    run = pipe.begin(prompt, **options)
+    generation = run.generation
+    progress = ProgressLine()
+    try:
+        for piece in run.pieces():
+            if piece is not None:
+                progress.close()
+                print(piece.text, end="", flush=True)
+            elif run.prefilled < len(generation.prompt_ids):
+                progress.tell("prompt", run.prefilled, len(generation.prompt_ids))
+    except KeyboardInterrupt:
+        count = len(generation.token_ids)
+        print(f"\n[interrupted after {count} tokens · the text so far: pipe.last.text]")
+        return generation
+    finally:
+        progress.close()
+        sys.stdout.flush()
+    line = generation.stats.line if generation.stats else ""
+    print(f"\n[{line} · {generation.finish_reason or generation.state}]")
+    return generation

@@ -1,0 +1,63 @@
+"""``mpirun -n 2 mlx-nb run``: the ranks alone, with no notebook and no controller."""
+
+import sys
+from typing import Any
+
+from mpi4py import MPI
+
+from mlx_nb.engine.drive import Driver
+from mlx_nb.engine.interrupt import Interrupt
+from mlx_nb.engine.mpi_link import MpiLink
+from mlx_nb.engine.resolve import resolve_model
+from mlx_nb.engine.stage import Stage
+from mlx_nb.shared.errors import MlxNbError
+from mlx_nb.shared.request import RunRequest, options_from
+
+RUN_ID = 1  # one run in the life of these processes
+
+
+def run_rank(model: str, prompt: str, wishes: dict[str, Any], options: dict[str, Any]) -> int:
+    """Be one rank of a pipeline that answers one prompt; the exit status. The last rank prints the text."""
+    link = MpiLink()
+    try:
+        return _run(link, model, prompt, wishes, options)
+    except MlxNbError as error:
+        # Every rank finds the same mistake; one says so.
+        if link.rank == 0:
+            print(f"mlx-nb: {error}", file=sys.stderr, flush=True)
+        return 1
+    except BaseException:
+        # The others would wait for this rank for ever: MPI ends them.
+        MPI.COMM_WORLD.Abort(1)
+        raise
+    finally:
+        link.close()
+
+
+def _run(link: MpiLink, model: str, prompt: str, wishes: dict[str, Any], options: dict[str, Any]) -> int:
+    checked = options_from(options)
+    split = wishes["split"]
+    counts = [int(n) for n in split.split(",")] if split.replace(",", "").isdigit() else split
+    folder = resolve_model(model)
+
+    def show(event: dict[str, Any]) -> None:
+        if event["kind"] == "token":
+            print(event["text"], end="", flush=True)
+
+    stage = Stage(model, folder, link, publish=show, **{**wishes, "split": counts})
+    request = RunRequest(
+        run_id=RUN_ID,
+        tokens=tuple(stage.prompter.encode(prompt, raw=checked.raw)),
+        options=checked,
+        stop_ids=stage.prompter.stop_ids,
+    )
+    MPI.COMM_WORLD.Barrier()  # a rank that loads slowly is not a silent one
+    outcome = Driver(Interrupt()).run_to_end(stage.open_run(request))
+    stage.close_run(RUN_ID)
+    if stage.shard.is_last:
+        shown = (
+            f"{stage.shard.describe()} · {len(outcome.token_ids)} tokens · {outcome.finish or outcome.kind}"
+        )
+        print(f"\n[{link.size} ranks, the last one with {shown}]", flush=True)
+    MPI.COMM_WORLD.Barrier()
+    return 0 if outcome.kind == "finished" else 130
