@@ -225,13 +225,12 @@ def test_special_tokens_are_one_token_each_and_are_known_as_special(loaded):
 
 
 @pytest.fixture
-def small_model(tmp_path) -> Path:
+def small_model(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setattr(model_folder, "_HASHED_WHOLE_BYTES", 1000)  # a small weight file counts as large
     folder = tmp_path / "small"
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type": "llama"}')
-    mx.save_safetensors(
-        str(folder / "model.safetensors"), {"x": mx.zeros((3000, 2000))}
-    )  # over the hashed size
+    mx.save_safetensors(str(folder / "model.safetensors"), {"x": mx.zeros((100, 100))})
     write_manifest(folder, "here")
     return folder
 
