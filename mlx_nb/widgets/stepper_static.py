@@ -5,42 +5,19 @@ static/stepper.js; a test compares what the two show. Where a host strips styles
 same words stay readable as text and tables, with the preview as an image.
 """
 
-import re
 from collections.abc import Iterable, Iterator
-from html import escape
 from pathlib import Path
 
 from mlx_nb.shared.preview import unpack_preview
 from mlx_nb.shared.text import format_table
 from mlx_nb.shared.view_state import Lane, LayerCell, SourcePane, StepperState, TokenCell, Wire, empty_state
+from mlx_nb.widgets.markup import Markup, style, tag
 from mlx_nb.widgets.png import data_uri, preview_png
 
 CSS = Path(__file__).parent / "static" / "stepper.css"
 
 MARKS = {"done": "✓", "current": "▸", "pending": "·"}
 RESERVED = {253: "−Inf", 254: "+Inf", 255: "NaN"}
-
-
-class Markup(str):
-    """Text that is HTML already; any other text is escaped by `tag`."""
-
-
-def tag(name: str, *children: str | None, **attributes: str | int | None) -> Markup:
-    """One element, from ``tag.class.class``.
-
-    >>> tag("td.alarm", "a < b", title="x")
-    '<td class="alarm" title="x">a &lt; b</td>'
-    """
-    element, *classes = name.split(".")
-    if classes:
-        attributes = {"class": " ".join(classes), **attributes}
-    listed = "".join(
-        f' {key.replace("_", "-")}="{escape(str(value))}"'
-        for key, value in attributes.items()
-        if value is not None
-    )
-    inside = "".join(child if isinstance(child, Markup) else escape(child) for child in children if child)
-    return Markup(f"<{element}{listed}>{inside}</{element}>")
 
 
 def stepper_html(state: StepperState, preview: bytes = b"") -> str:
@@ -62,13 +39,8 @@ def stepper_html(state: StepperState, preview: bytes = b"") -> str:
         _folds(state),
         tag("div.ms-error.ms-mono", state["error"]) if state["error"] else None,
     ]
-    style = tag("style", Markup(_compact(CSS.read_text(encoding="utf-8"))))
     label = f"Stepper: {state['model']}"
-    return style + tag("div.mlxnb-stepper", *body, role="group", aria_label=label)
-
-
-def _compact(css: str) -> str:
-    return re.sub(r"\s+", " ", re.sub(r"/\*.*?\*/", "", css, flags=re.DOTALL)).strip()
+    return style(CSS) + tag("div.mlxnb-stepper", *body, role="group", aria_label=label)
 
 
 def _header(state: StepperState) -> Markup:
@@ -266,14 +238,15 @@ def _code(source: SourcePane | None) -> Iterator[Markup]:
     indent = min((len(text) - len(text.lstrip()) for text in texts), default=0)
     lines = (
         tag(
-            "div.ms-line.current" if line["current"] else "div.ms-line",
+            "span.ms-line.current" if line["current"] else "span.ms-line",
             tag("span.ms-number", str(line["number"])),
             " ",
             tag("span.ms-code", line["text"][indent:]),
+            "\n",
         )
         for line in source["lines"]
     )
-    yield tag("div.ms-source.ms-mono", tag("div", *lines))
+    yield tag("pre.ms-source.ms-mono", tag("code", *lines))
 
 
 def _folds(state: StepperState) -> Markup | None:

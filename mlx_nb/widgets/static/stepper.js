@@ -43,8 +43,8 @@ const STRIDES = [
 
 /** What ends something has no key of its own: a slip would cost the run. */
 const ENDINGS = [
-  ["restart", "↻", "Restart: the same prompt from the start"],
-  ["close", "✕", "Close: end this run"],
+  ["restart", "↻", "Restart", "The same prompt from the start"],
+  ["close", "✕", "Close", "End this run"],
 ];
 
 const STOP_KEY = "i";
@@ -277,14 +277,14 @@ function codePane(source) {
   if (!source) return [h("div.ms-note", {}, "No line of the model's own code here.")];
   const indent = Math.min(...source.lines.filter((line) => line.text.trim()).map((line) => line.text.search(/\S/)));
   const lines = source.lines.map((line) =>
-    h(line.current ? "div.ms-line.current" : "div.ms-line", { "aria-current": line.current && "location" },
-      h("span.ms-number", {}, String(line.number)), " ", h("span.ms-code", {}, line.text.slice(indent))));
+    h(line.current ? "span.ms-line.current" : "span.ms-line", { "aria-current": line.current && "location" },
+      h("span.ms-number", {}, String(line.number)), " ", h("span.ms-code", {}, line.text.slice(indent)), "\n"));
   const crumbs = source.breadcrumb.flatMap((name, i) => (i ? [" › ", h("span", {}, name)] : [h("span", {}, name)]));
   return [
     h("div.ms-title", { role: "heading", "aria-level": 3 }, source.title, " ", h("span", {}, source.file)),
     h("div.ms-crumbs.ms-mono", {}, ...crumbs),
-    h("div.ms-source.ms-mono", { role: "group", "aria-label": `Source lines of ${source.title}`, tabindex: 0 },
-      h("div", {}, ...lines)),
+    h("pre.ms-source.ms-mono", { role: "group", "aria-label": `Source lines of ${source.title}`, tabindex: 0 },
+      h("code", {}, ...lines)),
   ];
 }
 
@@ -457,8 +457,8 @@ function render({ model, el }) {
     { type: "button", title: "Stop the stride that is under way", "aria-keyshortcuts": STOP_KEY, hidden: true },
     "Stop ", h("kbd", { "aria-hidden": true }, STOP_KEY)));
   strides[strides.length - 1].append(stop);
-  const endings = h("span.ms-set", {}, ...ENDINGS.map(([name, text, title]) =>
-    button(name, h("button.ms-button.ms-icon", { type: "button", title, "aria-label": title }, text))));
+  const endings = h("span.ms-set", {}, ...ENDINGS.map(([name, text, label, title]) =>
+    button(name, h("button.ms-button.ms-icon", { type: "button", title: `${label}: ${title}`, "aria-label": label }, text))));
   const bar = h("div.ms-buttons", { role: "toolbar", "aria-label": "Strides" }, ...strides, endings);
 
   const name = h("b.ms-model");

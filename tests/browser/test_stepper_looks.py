@@ -1,0 +1,204 @@
+"""How the stepper looks: themes, contrast, narrow places, what a screen reader hears."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.browser
+
+NAMES = [
+    "start",
+    "mid_prefill",
+    "decode",
+    "finished",
+    "failed",
+    "one_rank",
+    "four_ranks",
+    "eighty_layers",
+    "crowded",
+]
+
+OVERFLOWING = """() => {
+  const found = [];
+  for (let node = document.querySelector(".mlxnb-stepper"); node; node = node.parentElement)
+    if (node.scrollWidth > node.clientWidth) found.push(`${node.tagName}.${node.className}`);
+  return found;
+}"""
+
+# Text that is cut off at the side without an ellipsis, or at the bottom; scrolling panes excepted.
+CLIPPED = """() => [...document.querySelectorAll(".mlxnb-stepper *")].filter((node) => {
+  const own = [...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim());
+  if (!own || !node.getClientRects().length || node.closest(".ms-source, .ms-fold-body, .ms-tokens")) return false;
+  if (node.matches(".ms-cell")) { // its KV bar sticks out on purpose: measure the text
+    const range = document.createRange();
+    range.selectNodeContents(node);
+    return range.getBoundingClientRect().width > node.clientWidth;
+  }
+  const style = getComputedStyle(node);
+  const inline = style.display === "inline";
+  const wide = !inline && style.textOverflow !== "ellipsis" && node.scrollWidth > node.clientWidth + 1;
+  const tall = !inline && style.webkitLineClamp === "none" && node.scrollHeight > node.clientHeight + 2;
+  return wide || tall;
+}).map((node) => `${node.className}: ${node.textContent}`)"""
+
+# The contrast of every visible text against what lies behind it, as WCAG 2 counts it.
+CONTRASTS = """() => {
+  const context = Object.assign(document.createElement("canvas"), { width: 1, height: 1 }).getContext("2d",
+    { willReadFrequently: true });
+  const over = (colours) => {
+    context.clearRect(0, 0, 1, 1);
+    for (const colour of colours) { context.fillStyle = colour; context.fillRect(0, 0, 1, 1); }
+    return [...context.getImageData(0, 0, 1, 1).data].slice(0, 3);
+  };
+  const luminance = (rgb) => rgb.map((v) => v / 255)
+    .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const found = [];
+  for (const node of document.querySelectorAll(".mlxnb-stepper *")) {
+    const own = [...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim());
+    if (!own || !node.getClientRects().length) continue;
+    const behind = [];
+    for (let each = node; each; each = each.parentElement) behind.unshift(getComputedStyle(each).backgroundColor);
+    const [a, b] = [over(behind), over([...behind, getComputedStyle(node).color])].map(luminance);
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    found.push([Math.round(ratio * 100) / 100, `${node.className}: ${node.textContent}`]);
+  }
+  return found;
+}"""
+
+
+def shoot(view, name: str) -> None:
+    """Keep a picture for human eyes: in $MLX_NB_SCREENSHOTS, when that is set."""
+    if folder := os.environ.get("MLX_NB_SCREENSHOTS"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        view.page.screenshot(path=Path(folder) / f"stepper-{name}.png", full_page=True)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_text_has_contrast_in_both_themes(open_view, jupyterlab, name, theme):
+    view = open_view(name)
+    jupyterlab(theme)
+    view.page.evaluate("document.querySelectorAll('details').forEach((node) => (node.open = true))")
+    view.page.wait_for_timeout(100)
+    shoot(view, f"{name}-{theme}")
+
+    measured = view.page.evaluate(CONTRASTS)
+
+    assert len(measured) > 30
+    assert [text for ratio, text in measured if ratio < 4.5] == []
+
+
+def test_faint_text_would_be_noticed(open_view, jupyterlab):
+    view = open_view("mid_prefill")
+    jupyterlab("light")
+    view.page.evaluate("document.querySelector('.ms-note').style.color = '#999'")
+
+    assert [text for ratio, text in view.page.evaluate(CONTRASTS) if ratio < 4.5] == [
+        "ms-note: rank 1 · Attention › RoPE · queries before rotation"
+    ]
+
+
+@pytest.mark.parametrize("width", [700, 480])
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_overflows_a_narrow_place(open_view, name, width):
+    view = open_view(name)
+    view.page.set_viewport_size({"width": width, "height": 900})
+    view.page.evaluate("document.querySelectorAll('details').forEach((node) => (node.open = true))")
+    view.page.wait_for_timeout(50)
+    shoot(view, f"{name}-{width}")
+
+    assert view.page.evaluate(OVERFLOWING) == []
+    assert view.page.evaluate(CLIPPED) == []
+
+
+def test_an_overflow_would_be_noticed(open_view):
+    view = open_view("mid_prefill")
+    view.page.set_viewport_size({"width": 700, "height": 900})
+    view.page.evaluate("document.querySelector('.ms-sentence').style.width = '900px'")
+
+    assert view.page.evaluate(OVERFLOWING) != []
+
+
+def colours(view) -> tuple[str, str]:
+    return tuple(
+        view.page.evaluate(
+            "() => [getComputedStyle(document.querySelector('.mlxnb-stepper')).backgroundColor,"
+            " getComputedStyle(document.querySelector('.ms-cell.done')).backgroundColor]"
+        )
+    )
+
+
+LIGHT, DARK = "rgb(47, 111, 219)", "rgb(110, 168, 254)"
+
+
+def test_jupyterlab_says_which_theme_whatever_the_system_prefers(open_view, jupyterlab):
+    view = open_view("mid_prefill")
+    jupyterlab("dark")
+    assert view.page.evaluate("matchMedia('(prefers-color-scheme: light)').matches")
+    assert colours(view) == ("rgb(17, 17, 17)", DARK)
+
+    view.page.emulate_media(color_scheme="dark")
+    jupyterlab("light")
+    assert colours(view) == ("rgb(255, 255, 255)", LIGHT)
+
+
+def test_elsewhere_vs_codes_class_and_then_the_system_decides(open_view):
+    view = open_view("mid_prefill")
+    assert colours(view)[1] == LIGHT
+
+    view.page.evaluate("document.body.className = 'vscode-dark'")
+    assert colours(view)[1] == DARK
+
+    view.page.evaluate("document.body.className = ''")
+    view.page.emulate_media(color_scheme="dark")
+    assert colours(view) == ("rgb(17, 20, 24)", DARK)
+
+
+def test_what_a_screen_reader_hears(open_view):
+    from playwright.sync_api import expect
+
+    view = open_view("mid_prefill")
+
+    expect(view.page.locator("body")).to_match_aria_snapshot(
+        """
+        - 'group "Stepper: smollm2"':
+          - text: smollm2 prefill 0:37 · rank 1 stopped “What is the capital of France?”
+          - toolbar "Strides":
+            - button "Into"
+            - button "Over"
+            - button "Out"
+            - button "Layer"
+            - button "Rank"
+            - button "Token"
+            - button "Run"
+            - button "Restart"
+            - button "Close"
+          - group "Tokens":
+            - button "…23 more"
+          - list "Ranks":
+            - listitem:
+              - text: rank 0 mini1 embed, layers 0–14
+              - img "embedding done; layers 0–14 done, KV written"
+            - 'listitem "From rank 0 to rank 1: [1, 37, 576] float32 · 83 KiB · 0.2 ms"'
+            - listitem:
+              - text: rank 1 mini2 layers 15–29, norm, head
+              - img "layer 15 current, KV pending; layers 16–29 pending, KV pending; head pending"
+          - heading "layers.15.self_attn.rope#1.input" [level=3]
+          - table:
+            - rowgroup:
+              - row "x [B 1, H 9, L 37, 64] float32 83 KiB"
+              - row "offset 0"
+          - table
+          - figure:
+            - img "333 rows by 64 columns, pooled by extreme value; blue is negative, orange positive"
+          - heading "Attention.__call__ llama.py" [level=3]
+          - group "Source lines of Attention.__call__"
+          - status: Rank 1 is about to rotate the queries of layer 15. Rank 0 waits.
+          - group: Module tree
+          - group: KV cache
+        """
+    )
+    keys = view.page.locator("[aria-keyshortcuts]:visible")
+    assert [each.get_attribute("aria-keyshortcuts") for each in keys.all()] == list("snrlktc")
