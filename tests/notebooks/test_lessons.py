@@ -1,0 +1,60 @@
+"""Every lesson runs from top to bottom in a fresh kernel, and says what it should."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+LESSONS = Path(__file__).resolve().parents[2] / "notebooks"
+
+
+def run(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookNode:
+    """Execute a notebook in a kernel of its own."""
+    return NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+    ).execute()
+
+
+def text_of(cell: nbformat.NotebookNode) -> str:
+    """All the text that a cell printed or returned."""
+    parts = []
+    for output in cell.outputs:
+        parts.append(output.get("text", ""))
+        parts.append(output.get("data", {}).get("text/plain", ""))
+    return "\n".join(parts)
+
+
+@pytest.mark.cluster
+def test_the_first_lesson_answers_steps_and_stops(tmp_path: Path) -> None:
+    done = run(nbformat.read(LESSONS / "01_first_pipeline.ipynb", as_version=4), tmp_path)
+
+    said = {cell.source.split("\n")[0]: text_of(cell) for cell in done.cells if cell.cell_type == "code"}
+    assert "Paris" in said["%mlx_generate What is the capital of France?"]
+    assert "layers 0–14" in said["%mlx_load smollm2"]
+    assert "layers 15–29" in said["%mlx_load smollm2"]
+    assert "[B 1, L 37, D 576] float32" in said["%mlx_step into"]
+    assert "layers.1.output" in said["%mlx_step layer 2"]
+    assert "rank 0: 37 written · rank 1: 37 pending" in said["%mlx_step rank"]
+    assert re.search(r"decode 37:38 · rank 0", said["%mlx_step token"])
+    assert "Paris" in said["from mlx_nb import current"]
+    offsets = re.findall(r"offset (\d+)", said["%%px"])
+    assert len(offsets) == 2
+    assert len(set(offsets)) == 1
+    assert "has stopped" in said["%mlx_cluster stop"]
+
+
+def test_a_lesson_that_fails_would_be_noticed(tmp_path: Path) -> None:
+    broken = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("%load_ext mlx_nb\n%mlx_generate hi")])
+
+    with pytest.raises(CellExecutionError, match="No cluster is running"):
+        run(broken, tmp_path)
+
+
+@pytest.mark.parametrize("lesson", sorted(LESSONS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_lesson_is_committed_without_outputs(lesson: Path) -> None:
+    cells = nbformat.read(lesson, as_version=4).cells
+
+    assert not [cell.source for cell in cells if cell.cell_type == "code" and cell.outputs]
