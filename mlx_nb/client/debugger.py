@@ -205,8 +205,6 @@ class Debugger:
         for rank, outcome in enumerate(run.outcomes):
             self._ranks[Rank(rank)] = outcome
         self.done = self.closed = True
-        if current.dbg is self:
-            current.dbg = None
 
     def _end_position(self) -> Position:
         """Past the last token: there is nothing to look at but the result."""
