@@ -73,7 +73,6 @@ class Running:
         if guard and (process := guard.find()):
             process.kill()
             process.wait(5)
-        watchdog.reap()
         return taken_s
 
     def _let_launchers_notice(self, loop: LoopThread) -> None:
@@ -120,13 +119,11 @@ def bring_up(name: str, spec: ClusterSpec, profile: Config, progress: Progress |
         _start_engines(running, deadline_s, tell)
         _greet(running, deadline_s, tell)
     except BaseException as error:
-        words = _words(record)
+        problem = _problem(error, record)
         running.take_down()
-        if isinstance(error, MlxNbError) or not isinstance(error, Exception):
+        if problem is None:
             raise
-        raise ClusterStartError(
-            f"The cluster did not start: {type(error).__name__}: {error}." + _indent(words), _advice(words)
-        ) from error
+        raise problem from error
     return running
 
 
@@ -162,10 +159,9 @@ def _start_engines(running: Running, deadline_s: float, tell: Progress) -> None:
             tell("engines", found, count)
             told = found
         if not mpirun.alive:
-            words = _words(running.record)
-            raise ClusterStartError("mpirun ended before the ranks were up." + _indent(words), _advice(words))
+            raise _EndedError("mpirun ended before the ranks were up.")
         if time.monotonic() > deadline_s:
-            raise _too_few(running, found)
+            raise TimeoutError
         time.sleep(0.02)
     tell("engines", count, count)
 
@@ -176,10 +172,7 @@ def _greet(running: Running, deadline_s: float, tell: Progress) -> None:
     count = running.record.spec.ranks
     tell("ranks", 0, count)
     engines = [EngineId(i) for i in running.client.ids]
-    try:
-        answers: dict[EngineId, Hello] = ask(running.client, engines, "hello", _left(deadline_s))
-    except TimeoutError as error:
-        raise _too_few(running, 0) from error
+    answers: dict[EngineId, Hello] = ask(running.client, engines, "hello", _left(deadline_s))
     check_world(answers, count)
     running.table = {
         said.rank: RankInfo(
@@ -229,24 +222,22 @@ def _family(running: Running) -> list[ProcessId]:
     return found
 
 
-def _too_few(running: Running, found: int) -> TooFewEnginesError:
-    count = running.record.spec.ranks
-    words = _words(running.record)
-    return TooFewEnginesError(
-        f"{count} ranks were asked for, and {found} answered in time." + _indent(words),
-        f"Give it more seconds with %env {launch.TIMEOUT_VARIABLE}=120, or start fewer ranks.",
-    )
+class _EndedError(Exception):
+    """A process that should run has ended."""
 
 
-def _words(record: records.Record) -> str:
-    """What mpirun says, or else how the ranks' logs end: the reason stands in one of them."""
-    ranks = range(record.spec.ranks)
-    tails = (logs.rank_log(record.folder, Rank(rank)).splitlines()[-3:] for rank in ranks)
-    return logs.mpirun_log(record.folder) or "\n".join(line for tail in tails for line in tail)
-
-
-def _indent(words: str, lines: int = 15) -> str:
-    return "".join(f"\n  {line}" for line in words.splitlines()[-lines:]) + ("\n" if words else "")
+def _problem(error: BaseException, record: records.Record) -> ClusterStartError | None:
+    """What to raise instead of what stopped the start; None to raise that itself."""
+    if isinstance(error, MlxNbError) or not isinstance(error, Exception):
+        return None
+    words = logs.complaints(record.folder, [Rank(rank) for rank in range(record.spec.ranks)])
+    if isinstance(error, TimeoutError):
+        return TooFewEnginesError(
+            f"{record.spec.describe()} did not answer in time.{words}\n",
+            f"Give it more seconds: %env {launch.TIMEOUT_VARIABLE}=120, or start fewer ranks.",
+        )
+    said = str(error) if isinstance(error, _EndedError) else f"{type(error).__name__}: {error}"
+    return ClusterStartError(f"The cluster did not start: {said}{words}\n", _advice(words))
 
 
 def _advice(words: str) -> str:

@@ -2,7 +2,6 @@
 
 import atexit
 import os
-import socket
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,9 +14,10 @@ from mlx_nb.client import launch, logs, records
 from mlx_nb.client.bringup import Progress, Running, bring_up, connect, new_name
 from mlx_nb.client.current import current
 from mlx_nb.client.pipe import Pipe, parse_split
-from mlx_nb.client.processes import ProcessId, identify
+from mlx_nb.client.processes import identify
 from mlx_nb.client.profiles import load_profile
 from mlx_nb.client.remote import OnEvent, Remote
+from mlx_nb.client.watch import ClusterWatch
 from mlx_nb.shared.errors import ClusterError, DifferentClusterError, NoClusterError, OptionError
 from mlx_nb.shared.ids import Rank
 from mlx_nb.shared.spec import (
@@ -55,7 +55,8 @@ class Cluster:
         self._running = running
         self._stopped_logs: logs.LogText | None = None
         self._pid = os.getpid()
-        self.remote = Remote(running.client, running.table or {}, self._lost, self._why)
+        self._watch = ClusterWatch(running, lambda: self.holds)
+        self.remote = Remote(running.client, running.table or {}, self._watch)
         atexit.register(self._at_exit)
         _activate(running.client)
         current.cluster = self
@@ -251,12 +252,12 @@ class Cluster:
         """Every rank as it is now, rank 0 first; none when the cluster has stopped."""
         if self.remote.ended:
             return ()
-        lost = self._lost()
+        lost = self.remote.lost()
         return tuple(self._look_at(info, lost) for _, info in sorted(self.remote.table.items()))
 
     def _look_at(self, info: RankInfo, lost: set[Rank]) -> RankInfo:
         state = "lost" if info.rank in lost else "busy" if self.remote.busy(info.rank) else "idle"
-        memory_bytes = _process(info).memory_bytes() if _is_local(info) else info.memory_bytes
+        memory_bytes = self._watch.memory_bytes(info)
         return replace(info, state=state, memory_bytes=memory_bytes, holds=self.holds.get(info.rank, ""))
 
     # --- state ---------------------------------------------------------------------------------------
@@ -264,7 +265,7 @@ class Cluster:
     @property
     def healthy(self) -> bool:
         """Whether it runs and has all its ranks."""
-        return not self.remote.ended and self._running.record.alive() and not self._lost()
+        return not self.remote.ended and self._running.record.alive() and not self.remote.lost()
 
     def status(self) -> ClusterStatus:
         """What runs: the ranks, and the processes around them."""
@@ -298,28 +299,6 @@ class Cluster:
             return f"ends {format_keep(self.spec.keep_s)} after this kernel"
         return "ends with this kernel"
 
-    def _lost(self) -> set[Rank]:
-        """Ranks whose process ended, here or as the controller knows."""
-        if self.remote.ended:
-            return set()
-        table = self.remote.table
-        mpirun = self._running.process("mpirun")
-        if mpirun and not mpirun.alive:
-            return set(table)
-        known = set(self.client.ids)
-        return {
-            rank
-            for rank, info in table.items()
-            if info.engine not in known or (_is_local(info) and not _process(info).alive)
-        }
-
-    def _why(self, rank: Rank) -> str:
-        info = self.remote.table[rank]
-        ended = _is_local(info) and not _process(info).alive
-        reason = f"its process {info.pid} ended" if ended else "the controller has lost its engine"
-        words = logs.last_words(self._running.record.folder, rank)
-        return f"{reason}; its log ends: {words}" if words else reason
-
 
 def _reconnect(record: records.Record) -> Running:
     """Connect to a cluster by its record; if its kernel is gone, it becomes ours."""
@@ -336,14 +315,6 @@ def _reconnect(record: records.Record) -> Running:
 
 def _ownerless(found: Sequence[records.Record]) -> list[records.Record]:
     return [record for record in found if not record.client.alive]
-
-
-def _is_local(info: RankInfo) -> bool:
-    return info.host == socket.gethostname()
-
-
-def _process(info: RankInfo) -> ProcessId:
-    return ProcessId(info.pid, info.created_s, "engine")
 
 
 def _activate(client: ipp.Client) -> None:

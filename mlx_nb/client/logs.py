@@ -1,6 +1,7 @@
 """What the processes of a cluster have written: a file per rank, mpirun's own words, the controller's log."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from mlx_nb.client.launch import rank_log_folder
@@ -46,6 +47,19 @@ def last_words(folder: Path, rank: Rank, lines: int = 3) -> str:
     lines_of_log = (line.strip() for line in rank_log(folder, rank).splitlines())
     written = [line for line in lines_of_log if line and not _ROUTINE.search(line)]
     return " / ".join(written[-lines:])
+
+
+def complaints(folder: Path, ranks: Sequence[Rank], lines: int = 16) -> str:
+    """Why a start failed, in the words of mpirun, or else of the ranks; indented, and empty if they say nothing."""
+    said = mpirun_log(folder).splitlines() or [
+        line
+        for rank in ranks
+        for line in rank_log(folder, rank).splitlines()
+        if line.strip("-= \t") and not _ROUTINE.search(line)
+    ]
+    if len(said) > lines:  # mpirun begins with the reason, a traceback ends with it
+        said = [*said[: lines - 6], "…", *said[-5:]]
+    return "".join(f"\n  {line}" for line in said)
 
 
 def collect(folder: Path, ranks: list[Rank], *, all_processes: bool = True) -> LogText:

@@ -15,6 +15,7 @@ from typing import Any
 from filelock import FileLock
 
 from mlx_nb.client.processes import ProcessId, marked
+from mlx_nb.shared.errors import MlxNbError
 from mlx_nb.shared.spec import ClusterSpec, RankInfo
 
 RECORD_FILE = "record.json"
@@ -95,7 +96,7 @@ def read(path: Path) -> Record | None:
                 "ranks": tuple(RankInfo(**info) for info in content["ranks"]),
             }
         )
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, MlxNbError):
         return None
 
 

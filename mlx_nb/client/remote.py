@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import ipyparallel as ipp
 from ipyparallel.serialize import deserialize_object
@@ -48,8 +48,16 @@ class _Lost:
     """The outcome of a call whose engine ended."""
 
 
-def _nobody() -> set[Rank]:
-    return set()
+class Watch(Protocol):
+    """Knows which ranks are gone."""
+
+    def lost(self) -> set[Rank]: ...
+
+    def name(self, rank: Rank) -> str:
+        """How errors name a rank: ``Rank 1 (mini2, layers 14–27)``."""
+
+    def why(self, rank: Rank) -> str:
+        """Why a rank is lost, and how its log ends."""
 
 
 @dataclass(slots=True)
@@ -59,16 +67,14 @@ class Remote:
     Attributes:
         client: ipyparallel's client. It must not be called from two threads side by side: hold `lock`.
         table: Every rank's engine and process.
-        lost: Tells which ranks are gone.
-        why: Tells why a rank is gone, and how its log ends.
+        watch: Knows which ranks are gone; None to trust that all are there.
         lock: Held for each submit; the waiting is done without it.
         ended: Once the cluster has been stopped: a sentence that says so.
     """
 
     client: ipp.Client
     table: Mapping[Rank, RankInfo]
-    lost: Callable[[], set[Rank]] = _nobody
-    why: Callable[[Rank], str] = "rank {} does not answer".format
+    watch: Watch | None = None
     lock: threading.RLock = field(default_factory=threading.RLock)
     ended: str = ""
 
@@ -155,6 +161,10 @@ class Remote:
             raise failures[0].error from RankTraceback(failures[0].traceback)
         return outcomes
 
+    def lost(self) -> set[Rank]:
+        """Ranks that are gone; none once the cluster has been stopped."""
+        return set() if self.ended or self.watch is None else self.watch.lost()
+
     def interrupt(self, timeout_s: float = 5.0) -> None:
         """Interrupt what the ranks run, as Ctrl-C would; returns when the signals were delivered.
 
@@ -166,7 +176,8 @@ class Remote:
 
     def lost_error(self, gone: set[Rank]) -> RankLostError:
         """The error that names the lost ranks, why they are lost, and how their logs end."""
-        text = " ".join(f"{self.table[rank].where} is lost: {self.why(rank)}." for rank in sorted(gone))
+        why = self.watch.why if self.watch else lambda _rank: "it does not answer"
+        text = " ".join(f"{self._name(rank)} is lost: {why(rank)}." for rank in sorted(gone))
         return RankLostError(text, "Type: %mlx_cluster restart")
 
     def _wait(self, pending: Sequence[Pending], timeout_s: float | None) -> None:
@@ -186,11 +197,15 @@ class Remote:
                 raise self._silent(waiting, now_s - began_s)
 
     def _silent(self, waiting: Sequence[Pending], waited_s: float) -> MlxNbError:
-        names = ", ".join(f"{self.table[one.rank].where}" for one in waiting)
+        names = ", ".join(self._name(one.rank) for one in waiting)
+        has = "has" if len(waiting) == 1 else "have"
         return RankSilentError(
-            f"{names} has been silent for {waited_s:.0f} s, in {waiting[0].name}.",
+            f"{names} {has} been silent for {waited_s:.0f} s, in {waiting[0].name}.",
             "Type: %mlx_cluster restart",
         )
+
+    def _name(self, rank: Rank) -> str:
+        return self.watch.name(rank) if self.watch else f"Rank {rank} ({self.table[rank].host})"
 
     def _check(self, rank: Rank) -> None:
         if self.ended:

@@ -30,16 +30,8 @@ def start(record: records.Record) -> ProcessId:
         cwd="/",
         env={**os.environ, CLUSTER_VARIABLE: record.name},
     )
-    _children.append(process)
+    process.returncode = 0  # it outlives us on purpose, which is no ResourceWarning
     return identify(process.pid, "watchdog")
-
-
-def reap() -> None:
-    """Collect watchdogs that have ended, so that none stays a zombie."""
-    _children[:] = [process for process in _children if process.poll() is None]
-
-
-_children: list[subprocess.Popen[bytes]] = []
 
 
 def watch(path: Path) -> None:

@@ -152,11 +152,6 @@ class RankInfo:
     state: str = "idle"
     holds: str = ""
 
-    @property
-    def where(self) -> str:
-        """How errors name it: ``Rank 1 (mini2, layers 14–27)``."""
-        return f"Rank {self.rank} ({', '.join(part for part in (self.host, self.holds) if part)})"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessInfo:
