@@ -1,0 +1,83 @@
+"""What a start makes of the ranks' answers and of mpirun's words."""
+
+from pathlib import Path
+
+import pytest
+
+from mlx_nb.client import logs
+from mlx_nb.client.bringup import check_world
+from mlx_nb.shared.errors import ClusterStartError
+from mlx_nb.shared.ids import EngineId, Rank
+from mlx_nb.shared.spec import Hello
+
+
+def hello(rank: int, size: int = 2, mlx: str = "0.32.4") -> Hello:
+    return Hello(
+        rank=Rank(rank),
+        world_size=size,
+        pid=100 + rank,
+        created_s=1.0,
+        host=f"mini{rank}",
+        versions={"python": "3.11.7", "mlx-nb": "0.1.0", "mlx": mlx, "mlx-lm": "0.32.2"},
+        memory_bytes=1,
+    )
+
+
+def test_a_whole_world_is_accepted_whatever_the_engine_ids() -> None:
+    check_world({EngineId(7): hello(0), EngineId(2): hello(1)}, 2)
+
+
+def test_ranks_that_each_are_a_world_of_their_own_are_refused() -> None:
+    with pytest.raises(ClusterStartError) as error:
+        check_world({EngineId(0): hello(0, size=1), EngineId(1): hello(0, size=1)}, 2)
+    assert "rank 0 of 1 on mini0, rank 0 of 1 on mini0" in error.value.problem
+    assert "pip install" in error.value.fix
+
+
+def test_different_versions_are_shown_in_a_table() -> None:
+    with pytest.raises(ClusterStartError) as error:
+        check_world({EngineId(0): hello(0), EngineId(1): hello(1, mlx="0.33.0")}, 2)
+    lines = error.value.problem.splitlines()
+    assert lines[0] == "The ranks run different versions:"
+    assert lines[1].split() == ["rank", "host", "python", "mlx-nb", "mlx", "mlx-lm"]
+    assert lines[3].split() == ["1", "mini1", "3.11.7", "0.1.0", "0.33.0", "0.32.2"]
+
+
+ROUTINE = """\
+2026-01-01 00:00:00.000 [IPEngine.1.1] Handling apply_request: 1
+2026-01-01 00:00:00.000 [KernelNanny.1] Pipe closed, parent 1 has status: running
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for rank, text in enumerate(
+        [ROUTINE, f"the reason\n{ROUTINE}2026-01-01 [IPEngine.1.1] ERROR | a failure\n"]
+    ):
+        (tmp_path / "log" / "ranks" / "job@1" / f"rank.{rank}").mkdir(parents=True)
+        (tmp_path / "log" / "ranks" / "job@1" / f"rank.{rank}" / "stdout").write_text(text)
+    return tmp_path
+
+
+def test_last_words_are_not_ipyparallels_routine(folder: Path) -> None:
+    assert logs.last_words(folder, Rank(0)) == ""
+    assert logs.last_words(folder, Rank(1)) == "the reason / 2026-01-01 [IPEngine.1.1] ERROR | a failure"
+    assert logs.last_words(folder, Rank(9)) == ""
+
+
+def test_mpiruns_words_go_before_the_ranks(folder: Path) -> None:
+    ranks = [Rank(0), Rank(1)]
+    assert "the reason" in logs.complaints(folder, ranks)
+    (folder / "log" / "ipengine-x.log").write_text("-----\nmpirun was unhappy\n\n-----\n")
+    assert logs.complaints(folder, ranks) == "\n  mpirun was unhappy"
+
+
+def test_long_complaints_keep_their_beginning_and_their_end(tmp_path: Path) -> None:
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "ipengine-x.log").write_text("\n".join(map(str, range(100))))
+
+    shown = logs.complaints(tmp_path, []).split()
+
+    assert shown[0] == "0"
+    assert shown[-1] == "99"
+    assert len(shown) == 16

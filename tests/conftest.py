@@ -1,0 +1,120 @@
+"""Real ranks for all tests: nothing here pretends to be MPI."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mlx_nb.client.cluster import Cluster
+from mlx_nb.client.current import current
+
+MARK = "MLX_NB_CLUSTER"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_runtime_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Clusters of other sessions on this machine are none of our business."""
+    before = os.environ.get("JUPYTER_RUNTIME_DIR")
+    os.environ["JUPYTER_RUNTIME_DIR"] = str(tmp_path_factory.mktemp("runtime"))
+    yield
+    if before is None:
+        del os.environ["JUPYTER_RUNTIME_DIR"]
+    else:
+        os.environ["JUPYTER_RUNTIME_DIR"] = before
+
+
+@pytest.fixture(scope="session")
+def cluster2(_own_runtime_folder: None) -> Iterator[Cluster]:
+    """A two-rank cluster that all tests share; leave it as you found it."""
+    running = Cluster.start(ranks=2)
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Start clusters of one's own beside the shared one; what is left of them is stopped."""
+    for name in ("cluster", "pipe", "dbg"):
+        monkeypatch.setattr(current, name, None)
+    yield
+    if current.cluster is not None:
+        current.cluster.stop()
+
+
+def cluster_processes(name: str) -> list[psutil.Process]:
+    """The living processes of one cluster, by the mark in their environment: nobody else's."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == name and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def seconds_until(condition: Callable[[], bool], limit_s: float) -> float:
+    """Wait for a condition and return how long it took; fail after the limit."""
+    began_s = time.monotonic()
+    while not condition():
+        waited_s = time.monotonic() - began_s
+        assert waited_s < limit_s, f"not within {limit_s} s"
+        time.sleep(0.1)
+    return time.monotonic() - began_s
+
+
+def seconds_until_gone(name: str, limit_s: float) -> float:
+    """Wait until no process of a cluster is left, and return how long it took."""
+    began_s = time.monotonic()
+    while left := cluster_processes(name):
+        waited_s = time.monotonic() - began_s
+        assert waited_s < limit_s, f"after {waited_s:.1f} s still there: {[p.cmdline() for p in left]}"
+        time.sleep(0.1)
+    return time.monotonic() - began_s
+
+
+class Script:
+    """A Python program in a process of its own, with a line-wise look at what it prints."""
+
+    def __init__(self, source: str, folder: Path, **environment: str) -> None:
+        file = folder / "script.py"
+        file.write_text(source)
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "error", str(file)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
+            cwd=folder,
+        )
+
+    def line(self) -> str:
+        """The next line that it prints; empty at its end."""
+        assert self.process.stdout
+        return self.process.stdout.readline().strip()
+
+    def wait(self, timeout_s: float = 60) -> int:
+        assert self.process.stdout
+        code = self.process.wait(timeout_s)
+        self.process.stdout.close()
+        return code
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Iterator[Callable[..., Script]]:
+    """Runs programs, and ends them with the test."""
+    running: list[Script] = []
+
+    def run(source: str, **environment: str) -> Script:
+        running.append(Script(source, tmp_path, **environment))
+        return running[-1]
+
+    yield run
+    for one in running:
+        if one.process.poll() is None:
+            one.process.kill()
+            one.wait()
