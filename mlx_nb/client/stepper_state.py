@@ -198,8 +198,10 @@ def _numbers(position: Position) -> list[NumberCell]:
     if summary is None:
         return []
     named = {"min": summary.min, "mean": summary.mean, "rms": summary.rms, "max": summary.max}
+    whole = "int" in summary.dtype
     cells = [
-        NumberCell(name=name, value=format_number(value).replace("-", "−")) for name, value in named.items()
+        NumberCell(name=name, value=_number(value, whole=whole and name in ("min", "max")))
+        for name, value in named.items()
     ]
     cells.append(NumberCell(name="NaN", value=str(summary.nan)))
     if summary.inf:
@@ -274,3 +276,9 @@ def _kv(dbg: "Debugger") -> list[KVRow]:
             count = str(offset) if offset >= 0 else "–"
             rows.append(KVRow(rank=rank, layers=span, class_name=name, offset=count, state=state))
     return rows
+
+
+def _number(value: float, *, whole: bool) -> str:
+    """A statistic with a true minus; the extremes of integers have no decimals."""
+    text = f"{value:.0f}" if whole and value == value else format_number(value)
+    return text.replace("-", "−")

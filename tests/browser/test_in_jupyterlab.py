@@ -1,0 +1,227 @@
+"""The whole thing as a user meets it: a real JupyterLab, a real two-rank cluster, a real Chromium.
+
+Set MLX_NB_SCREENSHOTS to a folder to keep the pictures.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+pytestmark = [pytest.mark.browser, pytest.mark.cluster, pytest.mark.timeout(600)]
+
+CELLS = (
+    "%load_ext mlx_nb",
+    "%mlx_cluster start --ranks 2",
+    "%mlx_load smollm2",
+    "%%mlx_step --max-tokens 2\nWhat is the capital of France?",
+    "%mlx_generate --max-tokens 12 What is the capital of France?",
+    "%mlx_freeze",
+    "%mlx_cluster stop",
+)
+STEP, GENERATE = 3, 4
+VIEW = ".mlxnb-stepper"
+
+
+@dataclass
+class Lab:
+    """A JupyterLab that serves one folder."""
+
+    url: str
+    token: str
+    folder: Path
+
+    def notebook(self, name: str) -> str:
+        return f"{self.url}/lab/tree/{name}?token={self.token}&reset"
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    folder = tmp_path_factory.mktemp("lab")
+    homes = {
+        f"JUPYTER_{kind}_DIR": str(tmp_path_factory.mktemp(kind.lower()))
+        for kind in ("CONFIG", "DATA", "RUNTIME")
+    }
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    token = secrets.token_hex(16)
+    settings = (
+        Path(homes["JUPYTER_CONFIG_DIR"]) / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
+    )
+    settings.mkdir(parents=True)
+    (settings / "notification.jupyterlab-settings").write_text(
+        json.dumps({"fetchNews": "false", "checkForUpdates": False})
+    )
+    command = [
+        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--ip=127.0.0.1",
+        f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}", "--LabApp.expose_app_in_browser=True",
+        "--ServerApp.jpserver_extensions={'ipyparallel': True}",
+    ]  # fmt: skip
+    with (folder / "server.log").open("w") as log:
+        server = subprocess.Popen(command, env=os.environ | homes, stdout=log, stderr=log)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(300):
+            try:
+                with urllib.request.urlopen(f"{url}/api?token={token}", timeout=5):
+                    break
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.1)
+        yield Lab(url, token, folder)
+    finally:
+        server.terminate()
+        try:
+            server.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+@pytest.fixture
+def lab_page(chromium: Any, lab: Lab) -> Iterator[Any]:
+    """A page that notes every address outside this server."""
+    context = chromium.new_context(viewport={"width": 1280, "height": 1400})
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    page.strangers = []
+    page.on("request", lambda r: None if _is_ours(r.url, lab) else page.strangers.append(r.url))
+    yield page
+    context.close()
+
+
+def _is_ours(url: str, lab: Lab) -> bool:
+    return url.startswith((lab.url, lab.url.replace("http", "ws", 1), "blob:", "data:"))
+
+
+def open_notebook(page: Any, lab: Lab, name: str, cells: tuple[str, ...]) -> None:
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, lab.folder / name)
+    page.goto(lab.notebook(name))
+    page.wait_for_function(
+        "() => window.jupyterapp && document.querySelectorAll('.jp-Notebook .jp-Cell').length > 3"
+    )
+    page.get_by_text("| Idle").first.wait_for()
+
+
+def run_cell(page: Any, index: int) -> str:
+    """Run one cell, wait until it has a number, and return what it printed."""
+    cell = page.locator(".jp-Notebook .jp-CodeCell").nth(index)
+    cell.locator(".jp-InputPrompt").first.click()
+    page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-cell')")
+    page.wait_for_function(
+        "i => /\\[\\d+\\]/.test(document.querySelectorAll('.jp-Notebook .jp-CodeCell')[i]"
+        ".querySelector('.jp-InputPrompt').textContent)",
+        arg=index,
+    )
+    return (
+        cell.locator(".jp-OutputArea").inner_text() if cell.locator(".jp-OutputArea-output").count() else ""
+    )
+
+
+def keep(page: Any, name: str) -> None:
+    if folder := os.environ.get("MLX_NB_SCREENSHOTS"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        page.locator(VIEW).first.screenshot(path=str(Path(folder) / f"{name}.png"))
+
+
+def set_theme(page: Any, name: str) -> None:
+    page.evaluate("t => window.jupyterapp.commands.execute('apputils:change-theme', { theme: t })", name)
+    light = "true" if "Light" in name else "false"
+    page.wait_for_function("l => document.body.dataset.jpThemeLight === l", arg=light)
+
+
+def press(page: Any, button: str, until: str) -> None:
+    """Press a stride's button and wait until the view says something."""
+    page.locator(VIEW).get_by_role("button", name=button).first.click()
+    page.wait_for_function(
+        "([view, text]) => document.querySelector(view).innerText.includes(text)", arg=[VIEW, until]
+    )
+
+
+def test_a_user_steps_a_token_with_the_buttons_until_it_is_done(lab: Lab, lab_page: Any) -> None:
+    page = lab_page
+    open_notebook(page, lab, "steps.ipynb", CELLS)
+    for index in range(STEP):
+        said = run_cell(page, index)
+    assert "layers 15–29, norm, head" in said
+    run_cell(page, STEP)
+    view = page.locator(VIEW)
+    view.wait_for()
+    assert "embed_tokens" in view.inner_text()
+    keep(page, "stepper-start")
+
+    press(page, "Into", "has left embed_tokens")
+    press(page, "Layer", "has left layer 0")
+    press(page, "Into", "about to enter layer 1")
+    press(page, "Over", "has left layer 1")
+    press(page, "Rank", "has received the hidden state from rank 0")
+    assert "37 pending" in view.inner_text()
+    assert "83 KiB" in view.inner_text()
+    view.get_by_role("button", name="Into").click()
+    page.wait_for_function("v => document.querySelector(v).innerText.includes('enter layer 15')", arg=VIEW)
+    for _ in range(12):  # into attention, up to the first rotation
+        before = view.locator("[aria-live]").first.inner_text()
+        view.get_by_role("button", name="Into").click()
+        page.wait_for_function(
+            "([v, b]) => document.querySelector(v).querySelector('[aria-live]').innerText !== b",
+            arg=[VIEW, before],
+        )
+        if "rotate the queries" in view.inner_text():
+            break
+    assert "rotate the queries of layer 15" in view.inner_text()
+    for theme in ("Light", "Dark"):
+        set_theme(page, f"JupyterLab {theme}")
+        keep(page, f"stepper-{theme.lower()}")
+    set_theme(page, "JupyterLab Light")
+
+    # A generate in between does not disturb what stands still.
+    assert "Paris" in run_cell(page, GENERATE)
+    assert "rotate the queries of layer 15" in view.inner_text()
+
+    press(page, "Token", "decode 37:38")
+    view.focus()
+    page.keyboard.press("c")  # run to the end, by key
+    page.wait_for_function("v => document.querySelector(v).innerText.includes('The run has ended')", arg=VIEW)
+    keep(page, "stepper-end")
+    assert "2 tokens" in view.inner_text()
+
+    frozen = run_cell(page, 5)
+    assert "pictures now" in frozen
+    page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+    assert "has stopped" in run_cell(page, 6)
+    assert page.strangers == []
+
+
+def test_a_saved_notebook_without_a_kernel_still_shows_the_picture(lab: Lab, lab_page: Any) -> None:
+    """Needs what the test above has saved."""
+    saved = lab.folder / "steps.ipynb"
+    for _ in range(100):
+        if "The run has ended" in saved.read_text():
+            break
+        time.sleep(0.1)
+    shutil.copy(saved, lab.folder / "saved.ipynb")
+    page = lab_page
+
+    page.goto(lab.notebook("saved.ipynb"))
+    page.wait_for_function(
+        "() => window.jupyterapp && document.querySelectorAll('.jp-Notebook .jp-Cell').length > 3"
+    )
+
+    page.get_by_text("The run has ended").first.wait_for()
+    assert "model not found" not in page.locator(".jp-Notebook").inner_text().lower()
+    keep(page, "stepper-saved")
