@@ -18,8 +18,10 @@ def profile_roots() -> list[Path]:
     """Where profiles are looked for, the user's own first."""
     from IPython.paths import get_ipython_dir  # imports half of IPython, which only a named profile needs
 
+    checkout = _PACKAGE.parent
     # In an installed wheel they lie inside the package, in a source checkout next to it.
-    return [Path(get_ipython_dir()), _PACKAGE / "profiles", _PACKAGE.parent / "profiles"]
+    ours = checkout if (checkout / "pyproject.toml").is_file() else _PACKAGE
+    return [Path(get_ipython_dir()), ours / "profiles"]
 
 
 def list_profiles() -> dict[str, Path]:

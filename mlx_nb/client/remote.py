@@ -48,6 +48,10 @@ class _Lost:
     """The outcome of a call whose engine ended."""
 
 
+class _Running:
+    """The outcome of a call that has none yet."""
+
+
 class Watch(Protocol):
     """Knows which ranks are gone."""
 
@@ -153,8 +157,9 @@ class Remote:
         outcomes = [_outcome(one) for one in pending]
         gone = self.lost() | {one.rank for one, what in zip(pending, outcomes, strict=True) if what is _Lost}
         failures = [what for what in outcomes if isinstance(what, Failure)]
-        if gone and (failures or any(what is _Lost or what is None for what in outcomes)):
-            # A lost rank is the cause; what the others raised is the consequence.
+        unanswered = any(what is _Lost or what is _Running for what in outcomes)
+        if gone and (unanswered or any(isinstance(f.error, RunError | ClusterError) for f in failures)):
+            # A lost rank is the cause, and a run that failed the consequence; a user's mistake stays one.
             cause = RankTraceback(failures[0].traceback) if failures else None
             raise self.lost_error(gone) from cause
         if failures:
@@ -241,9 +246,9 @@ def ask(client: ipp.Client, engines: Sequence[EngineId], name: str, timeout_s: f
 
 
 def _outcome(one: Pending) -> Any:
-    """What a call has come to: its value, a `Failure`, `_Lost`, or None while it runs."""
+    """What a call has come to: its value, a `Failure`, `_Lost` or `_Running`."""
     if not one.done:
-        return None
+        return _Running
     try:
         return one.result.get(0)
     except ipp.error.RemoteError as error:

@@ -15,6 +15,7 @@ from mlx_nb.client.current import current
 from mlx_nb.shared.errors import (
     ClusterStartError,
     OptionError,
+    PlanError,
     ProfileError,
     RankLostError,
     RankSilentError,
@@ -33,7 +34,10 @@ def nap(seconds):
     while time.time() < end_s:
         time.sleep(0.02)
     return "slept"
-calls.CALLS["nap"] = nap
+def mistake():
+    from mlx_nb.shared.errors import PlanError
+    raise PlanError("No such plan.", "Make one.")
+calls.CALLS.update(nap=nap, mistake=mistake, nothing=lambda: None)
 """
 
 
@@ -130,7 +134,11 @@ def test_a_killed_rank_is_noticed_named_and_replaced() -> None:
     with pytest.raises(RankLostError):
         cluster.remote.submit_all("ping")
     cluster.interrupt()
-    assert cluster.remote.call(0, "ping")  # what the other rank holds can still be looked at
+    # What the other rank holds can still be looked at, and its errors are its own.
+    assert cluster.remote.call(0, "ping")
+    assert cluster.remote.call(0, "nothing") is None
+    with pytest.raises(PlanError):
+        cluster.remote.call(0, "mistake")
 
     again = Cluster.start(ranks=2)
 

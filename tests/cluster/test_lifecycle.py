@@ -161,7 +161,7 @@ def test_logs_are_kept_apart_by_rank(cluster2: Cluster) -> None:
 
 KEPT = """
 from mlx_nb.client.cluster import Cluster
-cluster = Cluster.start(ranks=2, keep="{keep}")
+cluster = Cluster.start(ranks=2, keep="{keep}" or False)
 cluster[1].push({{"state": "still there"}}, block=True)
 print(cluster.name, flush=True)
 print(cluster, flush=True)
@@ -199,6 +199,25 @@ def test_a_kept_cluster_ends_with_its_time(script: Callable[..., Script]) -> Non
     assert seconds_until_gone(name, 15) > 2
     with pytest.raises(NoClusterError, match=f"No cluster {name} is running"):
         Cluster.attach(name)
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_cluster_of_a_living_kernel_stays_its_own(script: Callable[..., Script]) -> None:
+    kernel = script(KEPT.format(keep="") + "import time; time.sleep(300)")
+    name = kernel.line()
+
+    with pytest.raises(NoClusterError, match=f"There is: .*{name}.* Type: %mlx_cluster attach"):
+        Cluster.attach()
+    cluster = Cluster.attach(name)
+
+    assert cluster[1]["state"] == "still there"
+    assert repr(cluster).splitlines()[0].endswith(f"ends with kernel {kernel.process.pid}")
+    cluster._at_exit()
+    assert len(cluster_processes(name)) == 8
+    current.cluster = None
+    kernel.process.kill()
+    kernel.wait()
+    seconds_until_gone(name, 15)
 
 
 @pytest.mark.usefixtures("alone")
