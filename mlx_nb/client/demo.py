@@ -9,6 +9,7 @@ from mlx_nb.client.pipe import Pipe
 from mlx_nb.client.progress import ProgressLine
 from mlx_nb.client.stream_out import stream_to_screen
 from mlx_nb.shared.position import Position
+from mlx_nb.shared.request import options_from
 from mlx_nb.shared.text import format_number, format_shape, format_table
 
 
@@ -78,6 +79,7 @@ def run_generate(
     prompt: str, model: str, where: dict[str, Any], wishes: dict[str, Any], options: dict[str, Any]
 ) -> int:
     """Start ranks, load, generate, stop."""
+    options_from(options)  # a wrong option is said at once, not after the start
     with ProgressLine() as progress:
         cluster = Cluster.start(where["ranks"], where["hosts"], where["profile"], progress=progress.tell)
     with cluster:

@@ -1,10 +1,13 @@
 """``mpirun -n 2 mlx-nb run``: the ranks alone, with no notebook and no controller."""
 
+import os
 import sys
+import time
 from typing import Any
 
 from mpi4py import MPI
 
+from mlx_nb.engine import blas
 from mlx_nb.engine.drive import Driver
 from mlx_nb.engine.interrupt import Interrupt
 from mlx_nb.engine.mpi_link import MpiLink
@@ -13,17 +16,20 @@ from mlx_nb.engine.stage import Stage
 from mlx_nb.shared.errors import MlxNbError
 from mlx_nb.shared.request import RunRequest, options_from
 
+PATIENCE_S = 2.0
 RUN_ID = 1  # one run in the life of these processes
 
 
 def run_rank(model: str, prompt: str, wishes: dict[str, Any], options: dict[str, Any]) -> int:
     """Be one rank of a pipeline that answers one prompt; the exit status. The last rank prints the text."""
     link = MpiLink()
+    _share_cores()
     try:
         return _run(link, model, prompt, wishes, options)
     except MlxNbError as error:
-        # Every rank finds the same mistake; one says so.
-        if link.rank == 0:
+        # As a rule every rank finds the same mistake; rank 0 says so, unless it is this rank's own.
+        alone = not _all_arrive(PATIENCE_S)
+        if link.rank == 0 or alone:
             print(f"mlx-nb: {error}", file=sys.stderr, flush=True)
         return 1
     except BaseException:
@@ -32,6 +38,24 @@ def run_rank(model: str, prompt: str, wishes: dict[str, Any], options: dict[str,
         raise
     finally:
         link.close()
+
+
+def _all_arrive(patience_s: float) -> bool:
+    """Whether every rank comes to this point in time: mpirun ends the others when the first one leaves."""
+    request, end = MPI.COMM_WORLD.Ibarrier(), time.monotonic() + patience_s
+    while not request.Test():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def _share_cores() -> None:
+    """Ranks on one machine share its cores: with a BLAS thread per core each they would be in each other's way."""
+    neighbours = MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)
+    if neighbours.size > 1:
+        blas.set_threads((os.cpu_count() or 1) // neighbours.size)
+    neighbours.Free()
 
 
 def _run(link: MpiLink, model: str, prompt: str, wishes: dict[str, Any], options: dict[str, Any]) -> int:
