@@ -3,7 +3,8 @@
 Cropping or averaging would hide the one outlier that a user looks for, so a cell shows the value
 with the largest magnitude of those it stands for. A preview travels as an 8-byte header (width and
 height, little-endian uint32) and one uint8 a cell, row by row: 0 to 252 run from -limit over 126
-(zero) to +limit; the last three are reserved, so that NaN and Inf are never just a colour.
+(zero) to +limit; the last three are reserved, so that NaN and Inf are never just a colour. The limit
+itself may follow, as a little-endian float32.
 """
 
 import struct
@@ -14,21 +15,21 @@ ZERO = 126
 """The index of the value 0; a finite value is at most this far from it."""
 NEGATIVE_INFINITY, POSITIVE_INFINITY, NAN = 253, 254, 255
 
-HEADER = struct.Struct("<II")
+HEADER, TRAILER = struct.Struct("<II"), struct.Struct("<f")
 
 MAX_ROWS, MAX_COLUMNS = 48, 192
 """As many cells as the view has room for at its narrowest, so that it never has to drop one."""
 
 
-def pack_preview(width: int, height: int, indices: bytes) -> bytes:
-    """The header and the indices, as one buffer.
+def pack_preview(width: int, height: int, indices: bytes, limit: float | None = None) -> bytes:
+    """The header, the indices, and the value where the colours end, as one buffer.
 
     >>> pack_preview(2, 1, bytes([0, 252])).hex()
     '020000000100000000fc'
     """
     if len(indices) != width * height:
         raise ValueError(f"A {width} x {height} preview has {width * height} cells, not {len(indices)}.")
-    return HEADER.pack(width, height) + indices
+    return HEADER.pack(width, height) + indices + (b"" if limit is None else TRAILER.pack(limit))
 
 
 def unpack_preview(preview: bytes) -> tuple[int, int, bytes]:
@@ -36,7 +37,18 @@ def unpack_preview(preview: bytes) -> tuple[int, int, bytes]:
     if not preview:
         return 0, 0, b""
     width, height = HEADER.unpack_from(preview)
-    return width, height, preview[HEADER.size :]
+    return width, height, preview[HEADER.size : HEADER.size + width * height]
+
+
+def preview_limit(preview: bytes) -> float | None:
+    """The value where the colours end, if the preview says so.
+
+    >>> preview_limit(pack_preview(1, 1, b"a", 4.5)), preview_limit(pack_preview(1, 1, b"a"))
+    (4.5, None)
+    """
+    width, height, _ = unpack_preview(preview)
+    rest = preview[HEADER.size + width * height :]
+    return float(TRAILER.unpack(rest)[0]) if rest else None
 
 
 def as_rows(array: np.ndarray) -> np.ndarray:
@@ -114,13 +126,11 @@ def colour_indices(array2d: np.ndarray, limit: float | None = None) -> np.ndarra
     return indices
 
 
-def make_preview(
-    array: np.ndarray, max_rows: int = MAX_ROWS, max_cols: int = MAX_COLUMNS
-) -> tuple[bytes, float]:
-    """The packed preview of any array, and the limit of its colours."""
+def make_preview(array: np.ndarray, max_rows: int = MAX_ROWS, max_cols: int = MAX_COLUMNS) -> bytes:
+    """The packed preview of any array, with `colour_limit` as the limit; empty for an empty array."""
     if array.size == 0:
-        return b"", 0.0
+        return b""
     pooled = pool_extreme(as_rows(array), max_rows, max_cols)
     limit = colour_limit(pooled)
     height, width = pooled.shape
-    return pack_preview(width, height, colour_indices(pooled, limit).tobytes()), limit
+    return pack_preview(width, height, colour_indices(pooled, limit).tobytes(), limit)

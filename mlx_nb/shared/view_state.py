@@ -117,7 +117,7 @@ class StepperState(TypedDict):
     a reply with a lower number than one already drawn is dropped; 0 asks the view to number it on
     arrival. `site` has the path, `suffix` the ``.input`` that is printed fainter. `preview_label`
     describes the preview image for a screen reader, `preview_limit` is the value where its colours
-    end (``4.38``). `text` replaces the plain text that `widgets.stepper_static` composes; `error` is
+    end (``4.38``; what the preview itself says goes first). `text` replaces the plain text that `widgets.stepper_static` composes; `error` is
     what went wrong, shown in a pane under everything else.
     """
 
