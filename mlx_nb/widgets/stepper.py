@@ -21,7 +21,7 @@ import traitlets
 
 from mlx_nb.shared.errors import MlxNbError
 from mlx_nb.shared.view_state import StepperState, empty_state
-from mlx_nb.widgets.stepper_static import stepper_html, stepper_text
+from mlx_nb.widgets.stepper_static import stepper_html, stepper_text, with_limit
 
 STATIC = Path(__file__).parent / "static"
 
@@ -58,7 +58,7 @@ class StepperView(anywidget.AnyWidget):
         self._interrupt: Callable[[], None] | None = None
         self._under_way = threading.Lock()
         self._showing = threading.RLock()
-        super().__init__(state=state or empty_state(), preview=preview, **traits)
+        super().__init__(state=with_limit(state or empty_state(), preview), preview=preview, **traits)
         self.on_msg(self._on_message)
 
     # ---- for the client ---------------------------------------------------------------------------
@@ -83,7 +83,7 @@ class StepperView(anywidget.AnyWidget):
             if 0 < state.get("sequence", 0) < self._sequence:
                 return False
             with self.hold_sync():  # one message, so that no state is ever drawn with another's preview
-                self.state = state
+                self.state = with_limit(state, preview)
                 self.preview = preview
         return True
 

@@ -1,18 +1,20 @@
 """The stepper's screen without a browser's help: as HTML without a script, and as plain text.
 
 The HTML is what stays in a saved notebook. It has the class names, and so the style sheet, of
-static/stepper.js; a test compares what the two show. Where a host strips styles (GitHub does), the
-same words stay readable as text and tables, with the preview as an image.
+static/stepper.js; a test compares what the two show. GitHub, and JupyterLab for a notebook from
+somebody else, drop every style: there the same words stay in order as text and tables, with images
+of the layers and of the preview.
 """
 
 from collections.abc import Iterable, Iterator
+from itertools import zip_longest
 from pathlib import Path
 
-from mlx_nb.shared.preview import unpack_preview
-from mlx_nb.shared.text import format_table
+from mlx_nb.shared.preview import preview_limit, unpack_preview
+from mlx_nb.shared.text import format_number, format_table
 from mlx_nb.shared.view_state import Lane, LayerCell, SourcePane, StepperState, TokenCell, Wire, empty_state
 from mlx_nb.widgets.markup import Markup, style, tag
-from mlx_nb.widgets.png import data_uri, preview_png
+from mlx_nb.widgets.png import SHOWN_WIDTH, data_uri, preview_height, preview_png, strip_png
 
 CSS = Path(__file__).parent / "static" / "stepper.css"
 
@@ -20,15 +22,21 @@ MARKS = {"done": "✓", "current": "▸", "pending": "·"}
 RESERVED = {253: "−Inf", 254: "+Inf", 255: "NaN"}
 
 
+def with_limit(state: StepperState, preview: bytes) -> StepperState:
+    """The state with the limit that the preview carries."""
+    limit = preview_limit(preview)
+    return state if limit is None else {**state, "preview_limit": format_number(limit)}
+
+
 def stepper_html(state: StepperState, preview: bytes = b"") -> str:
     """The whole screen, self-contained."""
-    state = {**empty_state(), **state}
+    state = with_limit({**empty_state(), **state}, preview)
     body = [
         _header(state),
         tag("div.ms-row.ms-tokens.ms-mono", *_tokens(state), role="group", aria_label="Tokens"),
         tag(
-            f"div.ms-row.ms-lanes{'.dense' if len(state['lanes']) > 4 else ''}",
-            *_lanes(state["lanes"], state["wires"]),
+            f"table.ms-row.ms-lanes{'.dense' if len(state['lanes']) > 4 else ''}",
+            tag("tbody", *_lanes(state["lanes"], state["wires"])),
         ),
         tag(
             "div.ms-panes",
@@ -132,16 +140,15 @@ def describe_lane(lane: Lane) -> str:
 
 def _lanes(lanes: list[Lane], wires: list[Wire]) -> Iterator[Markup]:
     by_source = {wire["source"]: wire for wire in wires}
-    for lane, following in zip(lanes, [*lanes[1:], None], strict=True):
+    for lane, following in zip_longest(lanes, lanes[1:]):
         yield _lane(lane)
         wire = by_source.get(lane["rank"])
         if wire and following:
             ends = [len(list(group(each["layers"]))) or 1 for each in (lane, following)]
             load = tag("span.ms-load.ms-mono", wire["text"]) if wire["text"] else None
             style = f"--ms-from:{ends[0]};--ms-to:{ends[1]}"
-            yield tag(
-                f"div.ms-wire.{wire['state']}", tag("div.ms-track", tag("i.ms-arrow"), load, style=style)
-            )
+            track = tag("td.ms-track", tag("i.ms-arrow", "↓"), " ", load, style=style)
+            yield tag(f"tr.ms-wire.{wire['state']}", tag("td"), track)
 
 
 def _lane(lane: Lane) -> Markup:
@@ -154,6 +161,8 @@ def _lane(lane: Lane) -> Markup:
         )
         for first, last, state, kv in groups
     ]
+    strip = strip_png([(state, kv) for _, _, state, kv in groups])
+    cells.insert(0, tag("span.ms-plain", " ", tag("img", src=data_uri(strip), alt=""), " "))
     if lane["embed"]:
         cells.insert(
             0, tag(f"span.ms-cell.ms-end.{lane['embed']}", "emb", title=f"embedding: {lane['embed']}")
@@ -162,14 +171,14 @@ def _lane(lane: Lane) -> Markup:
         cells.append(tag(f"span.ms-cell.ms-end.{lane['head']}", "head", title=f"head: {lane['head']}"))
     gaps = "" if len(groups) <= 24 else ".snug" if len(groups) <= 36 else ".tight"
     return tag(
-        "div.ms-lane",
+        "tr.ms-lane",
         tag(
-            "div.ms-name",
+            "td.ms-name",
             tag("div.ms-who", tag("b", f"rank {lane['rank']}"), " ", tag("span.ms-host", lane["host"])),
             tag("div.ms-holds", lane["holds"]),
         ),
-        tag(f"div.ms-cells{gaps}", *cells, role="img", aria_label=describe_lane(lane)),
-        tag(f"div.ms-status.{lane['status']}", tag("span", lane["status"]), tag("div", lane["note"])),
+        tag(f"td.ms-cells{gaps}", *cells, role="img", aria_label=describe_lane(lane)),
+        tag(f"td.ms-status.{lane['status']}", tag("span", lane["status"]), tag("div", lane["note"])),
     )
 
 
@@ -177,9 +186,8 @@ def _lane(lane: Lane) -> Markup:
 
 
 def _value(state: StepperState) -> Iterator[Markup]:
-    yield tag(
-        "div.ms-site.ms-mono", state["site"], tag("span", state["suffix"]), role="heading", aria_level=3
-    )
+    site = tag("b", state["site"], tag("span", state["suffix"]))
+    yield tag("div.ms-site.ms-mono", site, role="heading", aria_level=3)
     if state["site_note"]:
         yield tag("div.ms-note", state["site_note"])
     rows = []
@@ -210,11 +218,16 @@ def _preview(state: StepperState, preview: bytes) -> Markup | None:
     if not png:
         return None
     _, rows, cells = unpack_preview(preview)
-    height = max(16, min(rows * 16, 64), min(rows * 2, 128))
+    height = preview_height(rows)
     label = state["preview_label"] or "Preview of the value"
     # The attributes serve where styles are stripped.
     image = tag(
-        "img.ms-canvas", src=data_uri(png), alt=label, width=400, height=height, style=f"height:{height}px"
+        "img.ms-canvas",
+        src=data_uri(png),
+        alt=label,
+        width=SHOWN_WIDTH,
+        height=height,
+        style=f"height:{height}px",
     )
     legend: list[str] = []
     if limit := state.get("preview_limit"):
@@ -231,7 +244,8 @@ def _code(source: SourcePane | None) -> Iterator[Markup]:
     if source is None:
         yield tag("div.ms-note", "No line of the model's own code here.")
         return
-    yield tag("div.ms-title", source["title"], " ", tag("span", source["file"]), role="heading", aria_level=3)
+    title = tag("b", source["title"])
+    yield tag("div.ms-title", title, " ", tag("span", source["file"]), role="heading", aria_level=3)
     crumbs = (Markup(tag("span", name)) for name in source["breadcrumb"])
     yield tag("div.ms-crumbs.ms-mono", Markup(" › ".join(crumbs)))
     texts = [line["text"] for line in source["lines"] if line["text"].strip()]
@@ -254,7 +268,7 @@ def _folds(state: StepperState) -> Markup | None:
         tag(
             f"tr.{row['state']}",
             tag("td", MARKS.get(row["state"], "·"), title=row["state"]),
-            tag("td.ms-path", row["path"], style=f"--ms-depth:{row['depth']}"),
+            tag("td", "\u00a0\u00a0" * row["depth"] + row["path"]),  # without styles it is indented too
             tag("td", row["class_name"]),
         )
         for row in state["modules"]

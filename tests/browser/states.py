@@ -143,7 +143,7 @@ def noise(*shape: int) -> np.ndarray:
     return np.random.default_rng(7).normal(size=shape).astype(np.float32)
 
 
-def preview(kind: str = "normal") -> tuple[bytes, str]:
+def preview(kind: str = "normal") -> bytes:
     array = noise(333, 64) + 0.8 * np.sin(np.arange(64) / 5).astype(np.float32)
     if kind == "nan":
         array[200:260, 20:40] = np.nan
@@ -151,8 +151,7 @@ def preview(kind: str = "normal") -> tuple[bytes, str]:
     if kind == "letters":
         array = noise(4, 12)
         array[1, 2:4], array[2, 5], array[0, 9] = np.nan, np.inf, -np.inf
-    packed, limit = make_preview(array)
-    return packed, f"{limit:.2f}"
+    return make_preview(array)
 
 
 def mid_prefill(ranks: int = 2, layers: int = 30) -> StepperState:
@@ -184,7 +183,6 @@ def mid_prefill(ranks: int = 2, layers: int = 30) -> StepperState:
             {"name": "NaN", "value": "0"},
         ],
         "preview_label": "333 rows by 64 columns, pooled by extreme value; blue is negative, orange positive",
-        "preview_limit": preview()[1],
         "source": source(),
         "sentence": f"Rank {ranks - 1} is about to rotate the queries of layer {at}. Rank 0 waits.",
         "modules": modules(at),
@@ -306,7 +304,4 @@ NAMES = {
 def make(name: str) -> tuple[StepperState, bytes]:
     state = NAMES[name]()
     kind = {"decode": "nan", "failed": "letters"}.get(name, "normal")
-    packed, limit = preview(kind)
-    if name == "start":
-        return state, b""
-    return {**state, "preview_limit": limit}, packed
+    return state, b"" if name == "start" else preview(kind)

@@ -68,21 +68,22 @@ CONTRASTS = """() => {
 }"""
 
 
-def shoot(view, name: str) -> None:
-    """Keep a picture for human eyes: in $MLX_NB_SCREENSHOTS, when that is set."""
-    if folder := os.environ.get("MLX_NB_SCREENSHOTS"):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        view.page.screenshot(path=Path(folder) / f"stepper-{name}.png", full_page=True)
+@pytest.fixture
+def shoot(page, tmp_path):
+    """``shoot("name")`` keeps a picture for human eyes, in $MLX_NB_SCREENSHOTS or a temporary folder."""
+    folder = Path(os.environ.get("MLX_NB_SCREENSHOTS") or tmp_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    return lambda name: page.screenshot(path=folder / f"stepper-{name}.png", full_page=True)
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("name", NAMES)
-def test_every_text_has_contrast_in_both_themes(open_view, jupyterlab, name, theme):
+def test_every_text_has_contrast_in_both_themes(open_view, jupyterlab, shoot, name, theme):
     view = open_view(name)
     jupyterlab(theme)
     view.page.evaluate("document.querySelectorAll('details').forEach((node) => (node.open = true))")
     view.page.wait_for_timeout(100)
-    shoot(view, f"{name}-{theme}")
+    shoot(f"{name}-{theme}")
 
     measured = view.page.evaluate(CONTRASTS)
 
@@ -102,12 +103,12 @@ def test_faint_text_would_be_noticed(open_view, jupyterlab):
 
 @pytest.mark.parametrize("width", [700, 480])
 @pytest.mark.parametrize("name", NAMES)
-def test_nothing_overflows_a_narrow_place(open_view, name, width):
+def test_nothing_overflows_a_narrow_place(open_view, shoot, name, width):
     view = open_view(name)
     view.page.set_viewport_size({"width": width, "height": 900})
     view.page.evaluate("document.querySelectorAll('details').forEach((node) => (node.open = true))")
     view.page.wait_for_timeout(50)
-    shoot(view, f"{name}-{width}")
+    shoot(f"{name}-{width}")
 
     assert view.page.evaluate(OVERFLOWING) == []
     assert view.page.evaluate(CLIPPED) == []

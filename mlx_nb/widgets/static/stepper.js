@@ -230,7 +230,7 @@ function laneRow(lane) {
 /** @param {Wire} wire @param {Lane} from @param {Lane} to */
 function wireRow(wire, from, to) {
   const label = `From rank ${wire.source} to rank ${wire.source + 1}: ${wire.text || "nothing yet"}`;
-  const track = h("div.ms-track", {}, h("i.ms-arrow"), wire.text ? h("span.ms-load.ms-mono", {}, wire.text) : null);
+  const track = h("div.ms-track", {}, h("i.ms-arrow", {}, "↓"), wire.text ? h("span.ms-load.ms-mono", {}, wire.text) : null);
   for (const [name, lane] of /** @type {[string, Lane][]} */ ([["--ms-from", from], ["--ms-to", to]])) {
     track.style.setProperty(name, String(group(lane.layers).length || 1));
   }
@@ -392,7 +392,7 @@ function previewFigure() {
   return { node, draw, stop: () => observer.disconnect() };
 }
 
-/** A row is 2 to 16 pixels high, and the picture no lower than a line of text. @param {number} rows */
+/** As in png.py: a row is 2 to 16 pixels high, and the picture no lower than a line of text. @param {number} rows */
 const previewHeight = (rows) => Math.max(16, Math.min(rows * 16, 64), Math.min(rows * 2, 128));
 
 // ------------------------------------------------------------------------------------------------ folded details
@@ -402,9 +402,8 @@ const MARKS = { done: "✓", current: "▸", pending: "·" };
 /** @param {State} state */
 function moduleTable(state) {
   const rows = state.modules.map((row) => {
-    const path = h("td.ms-path", {}, row.path);
-    path.style.setProperty("--ms-depth", String(row.depth));
-    return h(`tr.${row.state}`, {}, h("td", { title: row.state }, MARKS[row.state] || "·"), path, h("td", {}, row.class_name));
+    const mark = h("td", { title: row.state }, MARKS[row.state] || "·");
+    return h(`tr.${row.state}`, {}, mark, h("td", {}, "\u00a0\u00a0".repeat(row.depth) + row.path), h("td", {}, row.class_name));
   });
   return h("table.ms-modules.ms-mono", {}, h("tbody", {}, ...rows));
 }
