@@ -19,7 +19,13 @@ from mlx_nb.engine.probe import Probe, Stop
 from mlx_nb.engine.report import first_array, position_of
 from mlx_nb.engine.run import PassEnded, Run, Waiting
 from mlx_nb.engine.transfer import MAX_TRANSFER_BYTES
-from mlx_nb.shared.errors import MlxNbError, RankSilentError, RunError, TransferTooLargeError
+from mlx_nb.shared.errors import (
+    MlxNbError,
+    RankSilentError,
+    RunError,
+    RunInterruptedError,
+    TransferTooLargeError,
+)
 from mlx_nb.shared.outcome import Outcome
 from mlx_nb.shared.strides import Stride
 from mlx_nb.shared.text import format_size
@@ -45,19 +51,22 @@ class Driver:
         Raises:
             MlxNbError: It failed; the other ranks have been told.
         """
-        run.stepping = False
         if run.probe is not None:
             run.probe.stride = Stride(name="run")
         run.stage.transport.begin(run.request.run_id)
         with self.interrupt.listening():
             try:
-                waiting = self._switch(run)
-                while waiting is not None:
+                state = self._switch(run)
+                while state is not None:
                     if self.interrupt.requested:
                         return self._interrupted(run)
-                    if isinstance(waiting, Waiting):
-                        self._wait(run, waiting)
-                    waiting = self._switch(run)
+                    if isinstance(state, Waiting):
+                        self._wait(run, state)
+                    else:
+                        run.stage.transport.check(run.request.run_id)
+                    state = self._switch(run)
+            except RunInterruptedError:
+                return self._interrupted(run)
             except MlxNbError:
                 if self.interrupt.requested:
                     return self._interrupted(run)
@@ -73,7 +82,6 @@ class Driver:
         if run.probe is None:
             run.probe = Probe(run)
             run.stage.hooks.acquire()
-        run.stepping = True
         run.probe.stride = stride
         run.probe.interrupted = lambda: self.interrupt.requested
         run.stage.transport.begin(run.request.run_id)
@@ -139,7 +147,9 @@ class Driver:
 
     def _interrupted(self, run: Run) -> Outcome:
         run.state = "interrupted"
-        run.stage.transport.abort(run.request.run_id, f"Rank {run.stage.rank} was interrupted.")
+        run.stage.transport.abort(
+            run.request.run_id, f"Rank {run.stage.rank} was interrupted.", interrupted=True
+        )
         return Outcome(kind="interrupted", kv=run.kv_offsets(), **_text(run))
 
     def _finished(self, run: Run) -> Outcome:

@@ -24,12 +24,12 @@ from mpi4py import MPI
 
 from mlx_nb.engine.pytree import Tree, flatten, unflatten
 from mlx_nb.engine.transport import Arrival
-from mlx_nb.shared.errors import RankLostError, RunError
+from mlx_nb.shared.errors import RankLostError, RunError, RunInterruptedError
 
 NAP_S = 0.001
 HEARTBEAT_S = 1.0
 STALE_S = 30.0
-_HEARTBEAT, _ABORT = 1, 2
+_HEARTBEAT, _ABORT, _INTERRUPT = 1, 2, 3
 _GONE = "Type: %mlx_cluster restart"
 
 
@@ -63,7 +63,7 @@ class MpiLink:
         self._tag_limit = comm.Get_attr(MPI.TAG_UB) or 32767
         self._incoming: dict[tuple[int, int], _Incoming] = {}
         self._outgoing: deque[_Outgoing] = deque()
-        self._aborted: dict[int, str] = {}
+        self._aborted: dict[int, RunError] = {}
         self._runs: set[int] = set()
         self._stale: dict[int, float] = {}
         self._last_seen = dict.fromkeys(range(self.size), time.monotonic())
@@ -106,12 +106,13 @@ class MpiLink:
             seconds=time.monotonic() - coming.started,
         )
 
-    def abort(self, run_id: int, reason: str) -> None:
+    def abort(self, run_id: int, reason: str, *, interrupted: bool = False) -> None:
         """Tell every other rank that this run is given up; a dead rank is passed over."""
         text = reason[:500].encode()
+        kind = _INTERRUPT if interrupted else _ABORT
         for target in self._others():
             with contextlib.suppress(MPI.Exception):
-                request = self._signals.Isend([_signal(_ABORT, run_id, text), MPI.BYTE], target, _ABORT)
+                request = self._signals.Isend([_signal(kind, run_id, text), MPI.BYTE], target, kind)
                 with self._lock:
                     self._outgoing.append(_Outgoing(run_id, [request]))
         self._wake.set()
@@ -119,8 +120,8 @@ class MpiLink:
     def check(self, run_id: int) -> None:
         """Read the signals; raise if another rank has given this run up."""
         self._read_signals()
-        if reason := self._aborted.pop(run_id, None):
-            raise RunError(reason, "The other ranks stopped with it; the cluster still works.")
+        if given_up := self._aborted.pop(run_id, None):
+            raise given_up
 
     def silent_s(self, source: int) -> float:
         """Seconds since `source` last gave a sign of life."""
@@ -191,8 +192,11 @@ class MpiLink:
             except MPI.Exception:
                 return  # a dead peer shows where a value is awaited from it
             self._last_seen[status.Get_source()] = time.monotonic()
-            if text[0] == _ABORT:
-                self._aborted[int.from_bytes(text[1:9], "little")] = bytes(text[9:]).decode(errors="replace")
+            if text[0] in (_ABORT, _INTERRUPT):
+                error = RunInterruptedError if text[0] == _INTERRUPT else RunError
+                reason = bytes(text[9:]).decode(errors="replace")
+                advice = "The other ranks stopped with it; the cluster still works."
+                self._aborted[int.from_bytes(text[1:9], "little")] = error(reason, advice)
 
     def _keep_moving(self) -> None:
         beat = 0.0

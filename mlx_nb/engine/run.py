@@ -73,7 +73,6 @@ class Run:
         kv: A KV cache entry per layer of the whole model; other ranks' are ghosts.
         state: ``running``, ``finished``, ``interrupted`` or ``failed``.
         finish: Why generation ended: ``stop`` or ``length``; empty before.
-        stepping: Whether each pass hands over at its end, for the stepper.
         passes: Seconds of each pass on this rank, with its phase and token count.
     """
 
@@ -84,7 +83,6 @@ class Run:
         self.kv: list[KVEntry] = make_kv_cache(stage.model, request.options.max_kv_size)
         self.state = "running"
         self.finish = ""
-        self.stepping = False
         self.probe: Probe | None = None
         self.passes: list[tuple[str, int, float]] = []
         self.rows: list[np.ndarray] = []
@@ -205,8 +203,8 @@ class Run:
         return first_array(self.stop) if self.stop else None
 
     def _end_pass(self) -> None:
-        if self.stepping:
-            self.switch(PassEnded())
+        """Let the engine's main loop look up: at an interrupt, another rank's abort, or whose turn it is."""
+        self.switch(PassEnded())
 
     # Waiting ------------------------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ from mlx_nb.shared.plan import split_layers
 from mlx_nb.shared.request import RunRequest
 
 # Small chunks overlap over the ranks and keep an interrupt short on a CPU; Metal wants larger ones.
-CPU_PREFILL_STEP, METAL_PREFILL_STEP = 128, 512
+CPU_PREFILL_STEP, METAL_PREFILL_STEP = 64, 512
 
 Publish = Callable[[dict[str, Any]], object]
 

@@ -41,14 +41,18 @@ class Transport(Protocol):
 
         Raises:
             RankLostError: The peer's process is gone.
-            RunError: The peer gave this run up.
         """
 
-    def abort(self, run_id: int, reason: str) -> None:
-        """Tell every other rank that this run is given up."""
+    def abort(self, run_id: int, reason: str, *, interrupted: bool = False) -> None:
+        """Tell every other rank that this run is given up, or was interrupted."""
 
     def check(self, run_id: int) -> None:
-        """Raise if another rank has given this run up or is gone; costs microseconds."""
+        """Look for signals; costs microseconds.
+
+        Raises:
+            RunInterruptedError: Another rank was interrupted.
+            RunError: Another rank has given this run up.
+        """
 
     def silent_s(self, source: int) -> float:
         """Seconds since `source` last gave a sign of life."""
@@ -97,7 +101,7 @@ class Loopback:
         value = unflatten(header, arrays)
         return Arrival(value=value, size_bytes=sum(a.nbytes for a in arrays_of(value)), seconds=0.0)
 
-    def abort(self, run_id: int, reason: str) -> None:
+    def abort(self, run_id: int, reason: str, *, interrupted: bool = False) -> None:
         self.world.aborted[run_id] = reason
 
     def check(self, run_id: int) -> None:

@@ -94,6 +94,10 @@ class RunError(MlxNbError):
     """A run failed on a rank; `pipe.last` keeps what it had produced."""
 
 
+class RunInterruptedError(RunError):
+    """Another rank was interrupted, and this one stopped with it."""
+
+
 class RunFinished(MlxNbError):
     """The run has no further stop: it stands past its last token."""
 
