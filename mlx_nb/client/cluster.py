@@ -40,14 +40,14 @@ class Cluster:
         name: Its name, such as ``local-7f3a``.
         spec: What was asked for.
         remote: Calls functions on its ranks.
-        holds: What each rank has loaded, for tables and errors; whoever loads writes it.
+        pipes: The models that are loaded; a pipe enters itself, and leaves when it is unloaded.
     """
 
     def __init__(self, running: Running) -> None:
         """For `start` and `attach`."""
         self.name = running.record.name
         self.spec = running.record.spec
-        self.holds: dict[Rank, str] = {}
+        self.pipes: list[Pipe] = []
         self._take(running)
 
     def _take(self, running: Running) -> None:
@@ -55,7 +55,7 @@ class Cluster:
         self._running = running
         self._stopped_logs: logs.LogText | None = None
         self._pid = os.getpid()
-        self._watch = ClusterWatch(running, lambda: self.holds)
+        self._watch = ClusterWatch(running, self._holds)
         self.remote = Remote(running.client, running.table or {}, self._watch)
         atexit.register(self._at_exit)
         _activate(running.client)
@@ -138,7 +138,9 @@ class Cluster:
                 f"Cluster {mine.name} runs in this kernel already.",
                 f"Type: %mlx_cluster stop, then %mlx_cluster attach {chosen[0].name}",
             )
-        return cls(_reconnect(chosen[0]))
+        cluster = cls(_reconnect(chosen[0]))
+        Pipe.find_all(cluster)
+        return cluster
 
     def restart(self, progress: Progress | None = None) -> Self:
         """Stop it and start the same again, under the same name; what the ranks held is gone."""
@@ -157,7 +159,6 @@ class Cluster:
         self.remote.ended = f"Cluster {self.name} ended at {time.strftime('%H:%M')}."
         atexit.unregister(self._at_exit)
         self._running.take_down()
-        self.holds.clear()
         if current.cluster is self:
             current.cluster = current.pipe = current.dbg = None
 
@@ -258,7 +259,16 @@ class Cluster:
     def _look_at(self, info: RankInfo, lost: set[Rank]) -> RankInfo:
         state = "lost" if info.rank in lost else "busy" if self.remote.busy(info.rank) else "idle"
         memory_bytes = self._watch.memory_bytes(info)
-        return replace(info, state=state, memory_bytes=memory_bytes, holds=self.holds.get(info.rank, ""))
+        return replace(info, state=state, memory_bytes=memory_bytes, holds=self._holds(info.rank))
+
+    def _holds(self, rank: Rank) -> str:
+        """What a rank has loaded; the models are named once there are several."""
+        parts = []
+        for pipe in self.pipes:
+            if rank < pipe.num_ranks:
+                layers = pipe.plan.shards[rank].describe()
+                parts.append(f"{pipe.name}: {layers}" if len(self.pipes) > 1 else layers)
+        return "; ".join(parts)
 
     # --- state ---------------------------------------------------------------------------------------
 

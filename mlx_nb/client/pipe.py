@@ -74,9 +74,29 @@ class Pipe:
             raise
         self._unloaded = False
         self.plan = self._make_plan()
-        self.cluster.holds = {shard.rank: shard.describe() for shard in self.plan.shards}
-        current.pipe = self
+        self._enter()
         return self
+
+    @classmethod
+    def find_all(cls, cluster: "Cluster") -> "list[Pipe]":
+        """The models that the ranks of a cluster hold already; what an attaching kernel asks."""
+        by_rank: list[dict[str, LoadedShard]] = cluster.remote.call_all("loaded")
+        for pipe_id, first in by_rank[0].items():
+            shards = [held[pipe_id] for held in by_rank if pipe_id in held]
+            counts = [shard.layers[1] - shard.layers[0] for shard in shards]
+            pipe = cls(
+                cluster, first.name, {"ranks": len(shards), "split": counts, "dtype": first.dtype_wish}
+            )
+            pipe.pipe_id, pipe._shards = pipe_id, shards
+            pipe.plan = pipe._make_plan()
+            pipe._enter()
+        return cluster.pipes
+
+    def _enter(self) -> None:
+        """Stand among the cluster's pipes, and be the current one."""
+        if self not in self.cluster.pipes:
+            self.cluster.pipes.append(self)
+        current.pipe = self
 
     def _submit(
         self, name: str, *args: Any, on_event: "OnEvent | None" = None, **kwargs: Any
@@ -256,9 +276,9 @@ class Pipe:
         if current.dbg is not None and current.dbg.pipe is self:
             current.dbg.close()
         self.call_all("unload")
+        self.cluster.pipes.remove(self)
         if current.pipe is self:
-            current.pipe = None
-            self.cluster.holds = {}
+            current.pipe = self.cluster.pipes[-1] if self.cluster.pipes else None
 
     def _check(self) -> None:
         if self._unloaded:

@@ -13,7 +13,7 @@ from mlx_nb.shared.spec import RankInfo
 class ClusterWatch:
     """Looks at the processes on this machine, and at what the controller says of the others."""
 
-    def __init__(self, running: Running, holds: Callable[[], Mapping[Rank, str]]) -> None:
+    def __init__(self, running: Running, holds: Callable[[Rank], str]) -> None:
         self._running = running
         self._holds = holds
 
@@ -31,7 +31,7 @@ class ClusterWatch:
 
     def name(self, rank: Rank) -> str:
         """How errors name a rank: ``Rank 1 (mini2, layers 14–27)``."""
-        parts = (self._table[rank].host, self._holds().get(rank, ""))
+        parts = (self._table[rank].host, self._holds(rank))
         return f"Rank {rank} ({', '.join(part for part in parts if part)})"
 
     def why(self, rank: Rank) -> str:

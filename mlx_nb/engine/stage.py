@@ -63,6 +63,7 @@ class Stage:
         publish: Publish = lambda _event: None,
     ) -> None:
         began = time.perf_counter()
+        self.dtype_wish = dtype
         self.name, self.folder, self.transport, self.publish = name, folder, transport, publish
         self.rank, self.size = transport.rank, size or transport.size
         self.config = text_config(read_config(folder))
@@ -125,6 +126,8 @@ class Stage:
     def loaded(self) -> LoadedShard:
         """What the client needs to know of this rank's share."""
         return LoadedShard(
+            name=self.name,
+            dtype_wish=self.dtype_wish,
             rank=self.rank,
             layers=(self.shard.layers.start, self.shard.layers.stop),
             num_layers=self.shard.num_layers,

@@ -8,6 +8,8 @@ class LoadedShard:
     """One rank's share of a loaded model.
 
     Attributes:
+        name: The model as it was asked for.
+        dtype_wish: The dtype as it was asked for; None left it to the rank.
         rank: The rank.
         layers: First layer held and the one after the last.
         num_layers: Layers in the whole model.
@@ -27,6 +29,8 @@ class LoadedShard:
         parameters: Names of the parameters that this rank holds.
     """
 
+    name: str
+    dtype_wish: str | None
     rank: int
     layers: tuple[int, int]
     num_layers: int

@@ -191,9 +191,11 @@ class ClusterStatus:
 
     def rows(self) -> list[list[str]]:
         """The table, its head first."""
-        head = [["rank", "engine", "host", "pid", "memory", "state"]]
+        # A cluster with no model has nothing to say in the last column.
+        holding = any(r.holds for r in self.ranks)
+        head = [["rank", "engine", "host", "pid", "memory", "state", *(["holds"] if holding else [])]]
         return head + [
-            [str(r.rank), str(r.engine), r.host, str(r.pid), format_size(r.memory_bytes), r.state]
+            [str(r.rank), str(r.engine), r.host, str(r.pid), format_size(r.memory_bytes), r.state, r.holds]
             for r in self.ranks
         ]
 
