@@ -159,6 +159,7 @@ class Cluster:
         self.remote.ended = f"Cluster {self.name} ended at {time.strftime('%H:%M')}."
         atexit.unregister(self._at_exit)
         self._running.take_down()
+        self.pipes.clear()
         if current.cluster is self:
             current.cluster = current.pipe = current.dbg = None
 

