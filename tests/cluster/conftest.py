@@ -1,0 +1,110 @@
+"""Clusters that several modules share, and what one process alone says to the same prompts."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlx_nb.client.cluster import Cluster
+from mlx_nb.client.current import current
+from mlx_nb.client.pipe import Pipe
+from tests import tiny
+from tests.cluster import reference as one_process
+
+
+@contextmanager
+def beside(ranks: int) -> Iterator[Cluster]:
+    """A cluster beside whatever is current, which is current again afterwards."""
+    before = current.cluster, current.pipe, current.dbg
+    current.cluster = current.pipe = current.dbg = None
+    running = Cluster.start(ranks=ranks)
+    current.cluster, current.pipe, current.dbg = before
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def cluster3(_own_runtime_folder: None) -> Iterator[Cluster]:
+    """Three ranks that tests share; leave them as you found them."""
+    with beside(3) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def tcp3(_own_runtime_folder: None) -> Iterator[Cluster]:
+    """Three ranks that talk over TCP, as on several hosts: large sends wait for their sender there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLX_NB_MCA", "btl self,tcp")
+        with beside(3) as running:
+            yield running
+
+
+@pytest.fixture(scope="session")
+def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny models, a folder for each kind."""
+    folder = tmp_path_factory.mktemp("tiny")
+    for kind in one_process.TINY:
+        tiny.make_tiny(kind, folder / kind)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reference(tiny_folders: Path, pytestconfig: pytest.Config) -> dict[str, Any]:
+    """The tokens, texts and logits that mlx-lm makes in one process of its own.
+
+    They are kept in pytest's cache for as long as nothing that they hang on changes.
+    """
+    key = hashlib.sha256()
+    for module in (one_process, tiny):
+        key.update(Path(module.__file__).read_bytes())
+    for package in ("mlx", "mlx-lm", "numpy", "cmeel-openblas"):
+        with suppress(metadata.PackageNotFoundError):
+            key.update(metadata.version(package).encode())
+    assert pytestconfig.cache
+    folder = pytestconfig.cache.mkdir(f"mlx_nb_reference_{key.hexdigest()[:16]}")
+    if not (folder / "reference.json").is_file():
+        program = [sys.executable, one_process.__file__, str(folder), str(tiny_folders)]
+        one_thread = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # faster beside other processes
+        subprocess.run(program, check=True, timeout=280, env={**os.environ, **one_thread})
+    found: dict[str, Any] = json.loads((folder / "reference.json").read_text())
+    return {**found, "logits": np.load(folder / "logits.npy")}
+
+
+@contextmanager
+def loaded(cluster: Cluster, model: str | Path, **wishes: Any) -> Iterator[Pipe]:
+    """A pipe for as long as it is needed."""
+    pipe = cluster.load(str(model), **wishes)
+    try:
+        yield pipe
+    finally:
+        pipe.unload()
+
+
+@pytest.fixture(scope="module")
+def pipe2(cluster2: Cluster) -> Iterator[Pipe]:
+    """smollm2 over two ranks, cut in the middle."""
+    with loaded(cluster2, "smollm2") as pipe:
+        yield pipe
+
+
+@pytest.fixture(scope="module")
+def pipe3(cluster3: Cluster) -> Iterator[Pipe]:
+    """smollm2 over three ranks, unevenly."""
+    with loaded(cluster3, "smollm2", split=[7, 12, 11]) as pipe:
+        yield pipe
+
+
+@pytest.fixture(scope="module")
+def tcp_pipe3(tcp3: Cluster) -> Iterator[Pipe]:
+    """smollm2 over three ranks and TCP, unevenly."""
+    with loaded(tcp3, "smollm2", split=[7, 12, 11]) as pipe:
+        yield pipe

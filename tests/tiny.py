@@ -1,0 +1,134 @@
+"""Tiny random models of several architectures, made on the spot: no download, a few milliseconds a pass."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx_nb.engine  # noqa: F401 - before mlx: it loads OpenBLAS
+
+import mlx.core as mx  # isort: skip
+from mlx.utils import tree_flatten, tree_map  # isort: skip
+from mlx_lm.utils import _get_classes, quantize_model  # isort: skip
+
+VOCABULARY = 101
+
+_COMMON: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_hidden_layers": 5,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "vocab_size": VOCABULARY,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 512,
+}
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": {**_COMMON, "model_type": "llama"},
+    "llama_untied": {**_COMMON, "model_type": "llama", "tie_word_embeddings": False},
+    "qwen3": {**_COMMON, "model_type": "qwen3", "head_dim": 16},
+    "gemma3": {
+        **_COMMON,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 7,
+        "head_dim": 16,
+        "sliding_window": 8,
+        "sliding_window_pattern": 3,
+        "rope_global_base_freq": 1e6,
+        "rope_local_base_freq": 1e4,
+        "rope_traditional": False,
+        "query_pre_attn_scalar": 16,
+    },
+    "qwen3_moe": {
+        **_COMMON,
+        "model_type": "qwen3_moe",
+        "head_dim": 16,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "moe_intermediate_size": 48,
+        "norm_topk_prob": True,
+    },
+    "mamba2": {
+        **_COMMON,
+        "model_type": "mamba2",
+        "num_heads": 8,
+        "head_dim": 16,
+        "intermediate_size": 128,
+        "state_size": 16,
+        "layer_norm_epsilon": 1e-5,
+        "conv_kernel": 4,
+        "n_groups": 1,
+        "use_bias": False,
+        "use_conv_bias": True,
+        "time_step_limit": [0.0, 100.0],
+        "time_step_rank": 8,
+    },
+    "rwkv7": {  # its layers return a tuple, and the later ones need what the first made
+        **_COMMON,
+        "model_type": "rwkv7",
+        "norm_eps": 1e-5,
+        "head_dim": 16,
+        "a_low_rank_dim": 8,
+        "v_low_rank_dim": 8,
+        "gate_low_rank_dim": 8,
+        "decay_low_rank_dim": 8,
+        "tie_word_embeddings": False,
+    },
+    "deepseek_v3": {  # latent attention: cached keys and values differ in width
+        **_COMMON,
+        "model_type": "deepseek_v3",
+        "num_key_value_heads": 4,
+        "moe_intermediate_size": 48,
+        "n_shared_experts": 1,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "kv_lora_rank": 16,
+        "q_lora_rank": 24,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 16,
+        "qk_nope_head_dim": 16,
+        "first_k_dense_replace": 1,
+        "tie_word_embeddings": False,
+    },
+}
+
+
+def make_tiny(
+    kind: str, folder: Path, *, dtype: str = "float32", bits: int = 0, seed: int = 3, **changes: Any
+) -> Path:
+    """Write a model folder without a tokenizer.
+
+    The weights are scaled up: at their usual size a random model repeats one token for ever, and a test
+    that compares tokens would see nothing.
+
+    Args:
+        kind: A key of `CONFIGS`.
+        folder: Where; it is made.
+        dtype: The weights' dtype.
+        bits: Quantised to so many bits, in groups of 32; 0 leaves them as they are.
+        seed: Of the weights.
+        **changes: To the configuration.
+    """
+    config: dict[str, Any] = {**CONFIGS[kind], **changes}
+    mx.random.seed(seed)
+    model_class, args_class = _get_classes(config)
+    model = model_class(args_class.from_dict(config))
+    scaled = tree_map(lambda a: a * _scale(a, mx.random.normal(a.shape)), model.parameters())
+    model.update(scaled)
+    model.set_dtype(getattr(mx, dtype))
+    if bits:
+        model, config = quantize_model(model, config, group_size=32, bits=bits)
+    mx.eval(model.parameters())
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    return folder
+
+
+def _scale(array: mx.array, noise: mx.array) -> mx.array:
+    """Matrices three times as large; vectors (norms, biases) a little uneven."""
+    return mx.array(3.0) if array.ndim > 1 else 1 + 0.2 * noise
