@@ -140,7 +140,9 @@ def _start_controller(running: Running, deadline_s: float, tell: Progress) -> No
     assert running.launched
     tell("controller", 0, 1)
     running.loop.run(running.launched.start_controller(), _left(deadline_s))
-    running.note(identify(running.launched.controller.pid, "controller"))
+    controller = running.launched.controller
+    logs.keep(Path(controller.output_file), running.record.folder, logs.CONTROLLER_FILE)
+    running.note(identify(controller.pid, "controller"))
 
 
 def _start_engines(running: Running, deadline_s: float, tell: Progress) -> None:
@@ -149,6 +151,7 @@ def _start_engines(running: Running, deadline_s: float, tell: Progress) -> None:
     assert running.launched
     count = running.record.spec.ranks
     running.loop.run(running.launched.start_engines(count), _left(deadline_s))
+    logs.keep(Path(running.launched.engine_set.output_file), running.record.folder, logs.MPIRUN_FILE)
     mpirun = identify(running.launched.engine_set.pid, "mpirun")
     running.note(mpirun)
     running.client = connect(running.record.folder, running.record.name, _left(deadline_s))

@@ -8,6 +8,7 @@ from mlx_nb.client.launch import rank_log_folder
 from mlx_nb.shared.ids import Rank
 
 TAIL_LINES = 100
+MPIRUN_FILE, CONTROLLER_FILE = "mpirun.log", "controller.log"
 
 # What ipyparallel logs in any life, and what its nanny says about any death.
 _ROUTINE = re.compile(
@@ -33,13 +34,18 @@ def rank_log(folder: Path, rank: Rank) -> str:
 
 def mpirun_log(folder: Path) -> str:
     """What mpirun itself has written: why a start failed, which rank a signal ended."""
-    text = "".join(_read(file) for file in sorted((folder / "log").glob("ipengine-*.log")))
+    text = _read(folder / "log" / MPIRUN_FILE)
     return "\n".join(line for line in text.splitlines() if line.strip("-= \t"))
 
 
 def controller_log(folder: Path) -> str:
     """What the controller has written."""
-    return "".join(_read(file) for file in sorted((folder / "log").glob("ipcontroller-*.log")))
+    return _read(folder / "log" / CONTROLLER_FILE)
+
+
+def keep(written: Path, folder: Path, name: str) -> None:
+    """Give a log a second name: ipyparallel deletes it when the process ends, which is when it is read."""
+    (folder / "log" / name).hardlink_to(written)
 
 
 def last_words(folder: Path, rank: Rank, lines: int = 3) -> str:
@@ -49,16 +55,20 @@ def last_words(folder: Path, rank: Rank, lines: int = 3) -> str:
     return " / ".join(written[-lines:])
 
 
-def complaints(folder: Path, ranks: Sequence[Rank], lines: int = 16) -> str:
-    """Why a start failed, in the words of mpirun, or else of the ranks; indented, and empty if they say nothing."""
-    said = mpirun_log(folder).splitlines() or [
-        line
+def complaints(folder: Path, ranks: Sequence[Rank], lines: int = 24) -> str:
+    """Why a start failed, in mpirun's words and those of the rank that says most; indented, maybe empty."""
+    by_rank = [
+        [
+            line
+            for line in rank_log(folder, rank).splitlines()
+            if line.strip("-= \t") and not _ROUTINE.search(line)
+        ]
         for rank in ranks
-        for line in rank_log(folder, rank).splitlines()
-        if line.strip("-= \t") and not _ROUTINE.search(line)
     ]
+    # The ranks fail alike, and mpirun ends some in the middle of a word.
+    said = mpirun_log(folder).splitlines() + max(by_rank, key=len, default=[])
     if len(said) > lines:  # mpirun begins with the reason, a traceback ends with it
-        said = [*said[: lines - 6], "…", *said[-5:]]
+        said = [*said[: lines // 2], "…", *said[-(lines // 2 - 1) :]]
     return "".join(f"\n  {line}" for line in said)
 
 

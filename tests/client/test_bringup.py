@@ -65,19 +65,20 @@ def test_last_words_are_not_ipyparallels_routine(folder: Path) -> None:
     assert logs.last_words(folder, Rank(9)) == ""
 
 
-def test_mpiruns_words_go_before_the_ranks(folder: Path) -> None:
+def test_a_failed_start_quotes_mpirun_and_the_rank_that_says_most(folder: Path) -> None:
     ranks = [Rank(0), Rank(1)]
-    assert "the reason" in logs.complaints(folder, ranks)
-    (folder / "log" / "ipengine-x.log").write_text("-----\nmpirun was unhappy\n\n-----\n")
-    assert logs.complaints(folder, ranks) == "\n  mpirun was unhappy"
+    own = "\n  the reason\n  2026-01-01 [IPEngine.1.1] ERROR | a failure"
+    assert logs.complaints(folder, ranks) == own
+    (folder / "log" / "mpirun.log").write_text("-----\nmpirun was unhappy\n\n-----\n")
+    assert logs.complaints(folder, ranks) == "\n  mpirun was unhappy" + own
 
 
 def test_long_complaints_keep_their_beginning_and_their_end(tmp_path: Path) -> None:
     (tmp_path / "log").mkdir()
-    (tmp_path / "log" / "ipengine-x.log").write_text("\n".join(map(str, range(100))))
+    (tmp_path / "log" / "mpirun.log").write_text("\n".join(map(str, range(100))))
 
     shown = logs.complaints(tmp_path, []).split()
 
     assert shown[0] == "0"
     assert shown[-1] == "99"
-    assert len(shown) == 16
+    assert len(shown) == 24
