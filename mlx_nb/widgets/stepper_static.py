@@ -168,7 +168,8 @@ def _lane(lane: Lane) -> Markup:
             0, tag(f"span.ms-cell.ms-end.{lane['embed']}", "emb", title=f"embedding: {lane['embed']}")
         )
     if lane["head"]:
-        cells.append(tag(f"span.ms-cell.ms-end.{lane['head']}", "head", title=f"head: {lane['head']}"))
+        head = tag(f"span.ms-cell.ms-end.{lane['head']}", "head", title=f"head: {lane['head']}")
+        cells += [Markup(" "), head]
     gaps = "" if len(groups) <= 24 else ".snug" if len(groups) <= 36 else ".tight"
     return tag(
         "tr.ms-lane",

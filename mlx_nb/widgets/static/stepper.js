@@ -75,9 +75,6 @@ function h(selector, attributes = {}, ...children) {
   return node;
 }
 
-/** @param {number} n @param {string} one */
-const plural = (n, one) => `${n} ${one}${n === 1 ? "" : "s"}`;
-
 // ------------------------------------------------------------------------------------------------------ tokens
 
 /**
@@ -107,7 +104,10 @@ function tokenChip(token, index) {
   return node;
 }
 
-/** The token strip. It remembers how many tokens of each fold the user has opened. */
+/**
+ * The token strip. It remembers how many tokens of each fold the user has opened.
+ * @param {AbortSignal} signal
+ */
 function tokenStrip(signal) {
   const node = h("div.ms-row.ms-tokens.ms-mono", { role: "group", "aria-label": "Tokens" });
   /** @type {Map<number, number>} */
@@ -291,12 +291,17 @@ function codePane(source) {
 // ----------------------------------------------------------------------------------------------------- preview
 
 const ZERO = 126;
-/** The three reserved indices: their letters, and where their hatch lines run. */
+/**
+ * The three reserved indices: their letters, and where their hatch lines run (0 is on a line).
+ * @type {Record<number, {name: string, mark: string, hatch: (x: number, y: number) => number}>}
+ */
 const RESERVED = {
-  253: { name: "−Inf", mark: "−∞", hatch: (/** @type {number} */ x, /** @type {number} */ y) => (x - y) & 3 },
-  254: { name: "+Inf", mark: "+∞", hatch: (/** @type {number} */ x, /** @type {number} */ y) => (x + y) & 3 },
-  255: { name: "NaN", mark: "N", hatch: (/** @type {number} */ x, /** @type {number} */ y) => (x & 3) && (y & 3) },
+  253: { name: "−Inf", mark: "−∞", hatch: (x, y) => (x - y) & 3 },
+  254: { name: "+Inf", mark: "+∞", hatch: (x, y) => (x + y) & 3 },
+  255: { name: "NaN", mark: "N", hatch: (x, y) => (x & 3) && (y & 3) },
 };
+
+/** @typedef {{width: number, height: number, cells: Uint8Array}} Preview */
 
 /** How much a cell matters where two share a pixel: NaN, Inf, then magnitude. */
 const strength = (/** @type {number} */ index) => (index > 252 ? index : Math.abs(index - ZERO));
@@ -305,7 +310,7 @@ const strength = (/** @type {number} */ index) => (index > 252 ? index : Math.ab
  * Draw the packed preview, one device pixel at a time. Where there are fewer pixels than cells the
  * strongest cell wins, so that an outlier is never dropped.
  * @param {HTMLCanvasElement} canvas
- * @param {{width: number, height: number, cells: Uint8Array}} preview
+ * @param {Preview} preview
  */
 function paint(canvas, { width, height, cells }) {
   const ratio = window.devicePixelRatio || 1;
@@ -333,7 +338,11 @@ function paint(canvas, { width, height, cells }) {
   label(context, { width, height, cells });
 }
 
-/** Letters, where a reserved cell has room for them. */
+/**
+ * Letters, where a reserved cell has room for them.
+ * @param {CanvasRenderingContext2D} context
+ * @param {Preview} preview
+ */
 function label(context, { width, height, cells }) {
   const [w, tall] = [context.canvas.width / width, context.canvas.height / height];
   if (w < 18 || tall < 12) return;
@@ -367,7 +376,7 @@ function previewFigure() {
   const canvas = /** @type {HTMLCanvasElement} */ (h("canvas.ms-canvas", { role: "img" }));
   const legend = h("figcaption.ms-legend");
   const node = h("figure.ms-preview", {}, canvas, legend);
-  /** @type {{width: number, height: number, cells: Uint8Array}|null} */
+  /** @type {Preview|null} */
   let preview = null;
   const repaint = () => preview && canvas.clientWidth && paint(canvas, preview);
   const observer = new ResizeObserver(repaint);
@@ -381,7 +390,7 @@ function previewFigure() {
     preview = { width, height, cells: new Uint8Array(packed.buffer, packed.byteOffset + 8, width * height) };
     canvas.setAttribute("aria-label", state.preview_label || "Preview of the value");
     canvas.style.height = `${previewHeight(height)}px`;
-    const found = Object.keys(RESERVED).filter((index) => preview?.cells.includes(Number(index)));
+    const found = Object.keys(RESERVED).map(Number).filter((index) => preview?.cells.includes(index));
     const scale = [h("span", {}, `−${state.preview_limit}`), " ", h("i.ms-scale"), " ", h("span", {}, `+${state.preview_limit}`)];
     legend.replaceChildren(
       ...(state.preview_limit ? scale : []),
@@ -397,6 +406,7 @@ const previewHeight = (rows) => Math.max(16, Math.min(rows * 16, 64), Math.min(r
 
 // ------------------------------------------------------------------------------------------------ folded details
 
+/** @type {Record<string, string>} */
 const MARKS = { done: "✓", current: "▸", pending: "·" };
 
 /** @param {State} state */
