@@ -13,6 +13,7 @@ from mlx_nb.client.generation import Generation, Piece
 from mlx_nb.client.streaming import FreeRun
 from mlx_nb.shared.errors import NoModelError, OptionError, PromptError
 from mlx_nb.shared.ids import Rank
+from mlx_nb.shared.kv_report import KVReport
 from mlx_nb.shared.loaded import LoadedShard
 from mlx_nb.shared.outcome import Outcome
 from mlx_nb.shared.plan import Plan, split_layers
@@ -23,6 +24,7 @@ from mlx_nb.shared.tokens import PromptTokens
 if TYPE_CHECKING:
     from mlx_nb.client.cluster import Cluster
     from mlx_nb.client.debugger import Debugger
+    from mlx_nb.client.kv import KVCaches
     from mlx_nb.client.remote import OnEvent, Pending
 
 
@@ -243,6 +245,14 @@ class Pipe:
         return RunRequest(
             run_id=run_id, tokens=tuple(ids), options=options, kind=kind, stop_ids=self._shards[0].stop_ids
         )
+
+    def kv_cache(self) -> "KVCaches":
+        """The KV caches of the last run, over all ranks: prints as a table, ``kv[17].keys[0, 1]`` fetches."""
+        from mlx_nb.client.kv import KVCaches
+
+        parts: list[KVReport] = self.call_all("kv_report")
+        entries = tuple(entry for part in parts for entry in part.entries)
+        return KVCaches(self, replace(parts[-1], entries=entries))
 
     # Stepping -------------------------------------------------------------------------------------
 

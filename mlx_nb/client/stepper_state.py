@@ -52,7 +52,6 @@ def stepper_state(dbg: "Debugger") -> StepperState:
         arguments=_arguments(position),
         numbers=_numbers(position),
         preview_label=_preview_label(position) if dbg.preview else "",
-        preview_limit=_preview_limit(position) if dbg.preview else "",
         source=_source(position),
         sentence=sentence_for(dbg),
         modules=_modules(dbg),
@@ -213,11 +212,6 @@ def _preview_label(position: Position) -> str:
     summary = position.summary
     shape = summary.shape_text if summary else ""
     return f"{position.site}, {shape}: tokens down, channels across"
-
-
-def _preview_limit(position: Position) -> str:
-    summary = position.summary
-    return format_number(max(abs(summary.min), abs(summary.max))) if summary else ""
 
 
 def _source(position: Position) -> SourcePane | None:

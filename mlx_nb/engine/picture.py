@@ -3,7 +3,7 @@
 import mlx.core as mx
 import numpy as np
 
-from mlx_nb.shared.preview import colour_indices, pack_preview, pool_extreme
+from mlx_nb.shared.preview import colour_indices, colour_limit, pack_preview, pool_extreme
 
 ROWS, COLUMNS = 48, 192
 
@@ -14,7 +14,9 @@ def picture_of(array: mx.array) -> bytes:
         return b""
     small = pool_extreme(as_rows(array), ROWS, COLUMNS)
     rows, columns = small.shape
-    return pack_preview(columns, rows, colour_indices(small).tobytes())
+    # Colours end below an outlier, or one of 1204 would leave everything else white; it still shows, saturated.
+    limit = colour_limit(small)
+    return pack_preview(columns, rows, colour_indices(small, limit).tobytes(), limit)
 
 
 def as_rows(array: mx.array) -> np.ndarray:

@@ -21,6 +21,7 @@ from mlx_nb.engine.resolve import resolve_model
 from mlx_nb.engine.stage import Stage
 from mlx_nb.engine.transfer import as_numpy
 from mlx_nb.shared.errors import NoModelError, RunError
+from mlx_nb.shared.kv_report import KVReport
 from mlx_nb.shared.loaded import LoadedShard
 from mlx_nb.shared.outcome import Outcome
 from mlx_nb.shared.position import Argument
@@ -202,6 +203,27 @@ def frame_locals(pipe_id: str, run_id: int) -> tuple[Argument, ...]:
     return locals_of_frame(stage_of(pipe_id).run(run_id))
 
 
+def kv_report(pipe_id: str) -> KVReport:
+    """What the KV caches of this rank's layers held at the end of the last run."""
+    return stage_of(pipe_id).kv_report()
+
+
+def kv_slice(pipe_id: str, place: int, name: str, index: tuple[Any, ...]) -> np.ndarray:
+    """A copy of a slice of one buffer's valid part.
+
+    Raises:
+        RunError: There is no such buffer.
+        TransferTooLargeError: It is over 64 MiB.
+    """
+    return stage_of(pipe_id).kv_slice(place, name, index)
+
+
+def kv_trim(pipe_id: str, count: int) -> None:
+    """Cut the last tokens off every entry of the last run, ghosts included."""
+    for entry in stage_of(pipe_id).last_kv:
+        entry.trim(count)
+
+
 def stage_of(pipe_id: str) -> Stage:
     """A loaded pipe's share.
 
@@ -244,5 +266,8 @@ CALLS: dict[str, Callable[..., Any]] = {
         frame_locals,
         preview,
         connect,
+        kv_report,
+        kv_slice,
+        kv_trim,
     )
 }

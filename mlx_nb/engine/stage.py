@@ -3,12 +3,15 @@
 import platform
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_nb.engine.hooks import Hooks
+from mlx_nb.engine.kv_read import named_arrays, read_entry
 from mlx_nb.engine.layers import layer_paths, named_modules, transformer_layers
 from mlx_nb.engine.loading import (
     build_model,
@@ -24,8 +27,10 @@ from mlx_nb.engine.rehearse import rehearse
 from mlx_nb.engine.run import Run
 from mlx_nb.engine.stubs import install_stubs
 from mlx_nb.engine.summary import Sizes
+from mlx_nb.engine.transfer import as_numpy
 from mlx_nb.engine.transport import Transport
 from mlx_nb.shared.errors import RunError
+from mlx_nb.shared.kv_report import KVReport
 from mlx_nb.shared.loaded import LoadedShard
 from mlx_nb.shared.plan import split_layers
 from mlx_nb.shared.request import RunRequest
@@ -87,6 +92,7 @@ class Stage:
         self.prompter = Prompter(folder, self.config, trust_remote_code=trust_remote_code)
         self.runs: dict[int, Run] = {}
         self.last_kv: list[Any] = []
+        self.last_run: Run | None = None
         on_metal = mx.default_device() == mx.Device(mx.gpu)
         self.prefill_step_size = METAL_PREFILL_STEP if on_metal else CPU_PREFILL_STEP
         heads = int(self.config.get("num_attention_heads", 0) or 0)
@@ -177,7 +183,7 @@ class Stage:
         if run.probe is not None:
             run.probe = None
             self.hooks.release()
-        self.last_kv = run.kv
+        self.last_run, self.last_kv = run, run.kv
         self.transport.end(run_id)
         self.transport.forget(run_id)
 
@@ -185,6 +191,39 @@ class Stage:
         """Leave every run."""
         for run_id in list(self.runs):
             self.close_run(run_id)
+
+    # KV caches of the last run ----------------------------------------------------------------------
+
+    def kv_report(self) -> KVReport:
+        """What this rank's KV caches hold since the last run."""
+        run = self.last_run
+        if run is None:
+            return KVReport(prompt_tokens=0, generated_tokens=0, entries=())
+        prompt = len(run.request.tokens)
+        report = KVReport(prompt_tokens=prompt, generated_tokens=len(run.tokens) - prompt, entries=())
+        entries = [
+            read_entry(run.kv[place], rank=self.rank, layer=layer, place=place, expected=report.expected)
+            for layer, places in sorted(run.layer_places.items())
+            for place in places
+        ]
+        return replace(report, entries=tuple(entries))
+
+    def kv_slice(self, place: int, name: str, index: tuple[Any, ...]) -> np.ndarray:
+        """A copy of a slice of one buffer, over its valid positions.
+
+        Raises:
+            RunError: There is no such buffer any more.
+        """
+        entries: list[Any] = [self.last_kv[place]] if place < len(self.last_kv) else []
+        *path, plain = name.split(".") if name.split(".")[0].isdigit() else ["", name]
+        for part in (number for number in path if number):
+            entries = [entries[0].caches[int(part)]]
+        for entry in entries:
+            for known, array, used in named_arrays(entry):
+                if known == plain:
+                    valid = array[..., :used, :] if used >= 0 else array
+                    return as_numpy(valid[index])
+        raise RunError(f"Rank {self.rank} has no {name} at place {place}.", "Look again: pipe.kv_cache()")
 
     # What a run tells -----------------------------------------------------------------------------
 

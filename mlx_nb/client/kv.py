@@ -1,0 +1,167 @@
+"""The KV caches of a pipe's last run: a report that prints, and handles that fetch slices."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlx_nb.shared.errors import PlanError, RunError
+from mlx_nb.shared.kv_report import KVEntryReport, KVReport
+
+if TYPE_CHECKING:
+    from mlx_nb.client.pipe import Pipe
+
+
+class KVBufferHandle:
+    """One buffer on its rank; indexing fetches a copy of the slice.
+
+    Shapes:
+        indexed: ``[B, K, S, …]`` over the valid positions, for keys and values.
+    """
+
+    def __init__(self, pipe: "Pipe", entry: KVEntryReport, name: str) -> None:
+        self._pipe, self._entry, self._name = pipe, entry, name
+        self._buffer = next((b for b in entry.buffers if b.name == name or b.name.endswith(f".{name}")), None)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._buffer.shape if self._buffer else ()
+
+    @property
+    def dtype(self) -> str:
+        return self._buffer.dtype if self._buffer else ""
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """A copy of a slice.
+
+        Raises:
+            RunError: The entry has no such buffer.
+            TransferTooLargeError: The slice is over 64 MiB.
+        """
+        if self._buffer is None:
+            raise RunError(
+                f"Layer {self._entry.layer} ({self._entry.class_name}) has no {self._name}.",
+                f"It has: {', '.join(b.name for b in self._entry.buffers) or 'nothing yet'}.",
+            )
+        wanted = index if isinstance(index, tuple) else (index,)
+        found: np.ndarray = self._pipe.cluster.remote.call(
+            self._entry.rank, "kv_slice", self._pipe.pipe_id, self._entry.place, self._buffer.name, wanted
+        )
+        found.setflags(write=False)
+        return found
+
+    def numpy(self) -> np.ndarray:
+        """All of it."""
+        return self[...]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        array = self.numpy()
+        return array.astype(dtype) if dtype is not None else array
+
+    def __repr__(self) -> str:
+        held = self._buffer.held_shape if self._buffer else ()
+        return f"{self._name} of layer {self._entry.layer} · rank {self._entry.rank} · {list(self.shape)} {self.dtype}, held {list(held)}"
+
+
+class KVEntry:
+    """The KV cache of one layer: numbers here, arrays on their rank."""
+
+    def __init__(self, pipe: "Pipe", report: KVEntryReport) -> None:
+        self._pipe = pipe
+        self.report = report
+
+    @property
+    def keys(self) -> KVBufferHandle:
+        return KVBufferHandle(self._pipe, self.report, "keys")
+
+    @property
+    def values(self) -> KVBufferHandle:
+        return KVBufferHandle(self._pipe, self.report, "values")
+
+    @property
+    def offset(self) -> int:
+        return self.report.offset
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        return self.report.positions
+
+    @property
+    def pending(self) -> int:
+        return self.report.pending
+
+    @property
+    def class_name(self) -> str:
+        return self.report.class_name
+
+    @property
+    def capacity(self) -> int:
+        return self.report.capacity
+
+    @property
+    def rank(self) -> int:
+        return self.report.rank
+
+    def __repr__(self) -> str:
+        r = self.report
+        tail = f" · {r.detail}" if r.detail else ""
+        return f"{r.class_name} of layer {r.layer} · rank {r.rank} · offset {r.offset} of {r.capacity} · {r.first_shape}{tail}"
+
+
+class KVCaches:
+    """All KV caches of the last run, by layer: ``kv[17].keys[0, 1]``.
+
+    Attributes:
+        report: The numbers behind it, as they were when it was made.
+    """
+
+    def __init__(self, pipe: "Pipe", report: KVReport) -> None:
+        self._pipe = pipe
+        self.report = report
+
+    def __getitem__(self, layer: int) -> KVEntry:
+        """One layer's entry.
+
+        Raises:
+            PlanError: The layer has none.
+        """
+        for entry in self.report:
+            if entry.layer == layer:
+                return KVEntry(self._pipe, entry)
+        known = [entry.layer for entry in self.report]
+        raise PlanError(
+            f"Layer {layer} has no KV cache in the last run.",
+            f"Layers with one: {known[0]}–{known[-1]}."
+            if known
+            else "Generate something first: pipe.generate('…')",
+        )
+
+    def __len__(self) -> int:
+        return len(self.report.entries)
+
+    @property
+    def ok(self) -> bool:
+        """Whether all offsets agree."""
+        return not self.report.headline
+
+    def trim(self, n: int) -> "KVCaches":
+        """Cut the last `n` tokens off every entry, on every rank; the report afterwards.
+
+        Raises:
+            RunError: An entry cannot be trimmed; nothing has been then.
+        """
+        stuck = [entry for entry in self.report if not entry.trimmable and entry.offset != 0]
+        if stuck:
+            raise RunError(
+                f"Layer {stuck[0].layer} ({stuck[0].class_name}) cannot be trimmed, so none was.",
+                "Run the prompt again instead.",
+            )
+        self._pipe.call_all("kv_trim", n)
+        self.report = self._pipe.kv_cache().report
+        return self
+
+    def table(self) -> list[list[str]]:
+        """The rows of the printed table, its head first."""
+        return self.report.rows()
+
+    def __repr__(self) -> str:
+        return str(self.report)

@@ -1,0 +1,145 @@
+"""Reading mlx-lm's KV cache objects: what each class means by offset, capacity and order.
+
+`keys_and_values()` and the state are views of what the next step overwrites: whatever leaves here is copied.
+"""
+
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_nb.engine.kv import KVEntry, offset_of, state_arrays
+from mlx_nb.shared.ids import LayerIndex, Rank
+from mlx_nb.shared.kv_report import KVBuffer, KVEntryReport
+
+_MOST_POSITIONS = 4096
+
+
+def read_entry(entry: KVEntry, *, rank: int, layer: int, place: int, expected: int) -> KVEntryReport:
+    """What one entry holds.
+
+    Args:
+        entry: The entry.
+        rank, layer, place: Whose it is.
+        expected: Tokens that the run has fed.
+    """
+    offset = offset_of(entry)
+    order = positions(entry)
+    padding: Any = getattr(entry, "left_padding", None)
+    return KVEntryReport(
+        rank=Rank(rank),
+        layer=LayerIndex(layer),
+        place=place,
+        class_name=class_name(entry),
+        offset=offset,
+        capacity=capacity(entry),
+        pending=max(0, expected - offset) if offset >= 0 else 0,
+        positions=tuple(order[:_MOST_POSITIONS]),
+        ring_at=int(entry._idx) if is_ring(entry) and not isinstance(entry._idx, mx.array) else -1,
+        kept=int(getattr(entry, "keep", 0) or 0),
+        left_padding=tuple(padding.tolist()) if padding is not None else (),
+        bits=int(getattr(entry, "bits", 0) or 0),
+        trimmable=bool(entry.is_trimmable()),
+        buffers=tuple(buffers(entry)),
+    )
+
+
+def class_name(entry: KVEntry) -> str:
+    """The class; a tree with its parts."""
+    parts = getattr(entry, "caches", None)
+    name = type(entry).__name__
+    return f"{name}({', '.join(class_name(part) for part in parts)})" if parts else name
+
+
+def is_ring(entry: KVEntry) -> bool:
+    """Whether old positions are overwritten in a circle."""
+    return hasattr(entry, "_idx") and hasattr(entry, "max_size")
+
+
+def capacity(entry: KVEntry) -> int:
+    """Positions that fit before the entry grows or turns; 0 where there are none."""
+    for part in getattr(entry, "caches", ()):
+        if inner := capacity(part):
+            return inner
+    if hasattr(entry, "max_size"):
+        return int(entry.max_size)
+    keys = getattr(entry, "keys", None)
+    if isinstance(keys, list | tuple):
+        keys = keys[0] if keys else None
+    return int(keys.shape[-2]) if isinstance(keys, mx.array) and keys.ndim >= 2 else 0
+
+
+def positions(entry: KVEntry) -> list[int]:
+    """The token positions that an entry holds, in the order in which they lie in memory.
+
+    A ring keeps its first `keep` slots and overwrites the rest in a circle: after 20 tokens with 8 slots of
+    which 2 are kept, it holds 0, 1 and 14 to 19.
+    """
+    for part in getattr(entry, "caches", ()):
+        if found := positions(part):
+            return found
+    offset = offset_of(entry)
+    if offset <= 0:
+        return []
+    if not is_ring(entry) or isinstance(entry._idx, mx.array):
+        start = int(getattr(entry, "start_position", 0) or 0)
+        return list(range(start, offset))
+    keys = entry.keys
+    held = int(keys.shape[2]) if isinstance(keys, mx.array) else 0
+    keep, at = int(entry.keep), int(entry._idx)
+    filled = min(held, offset)
+    if offset <= filled:  # it has not turned yet
+        return list(range(offset))
+    newest = list(range(offset - (filled - keep), offset))  # what lies behind the kept slots, oldest first
+    split = len(newest) - (at - keep) if at > keep else 0
+    turned = newest[split:] + newest[:split] if at < filled else newest
+    return list(range(keep)) + turned
+
+
+def buffers(entry: KVEntry, prefix: str = "") -> list[KVBuffer]:
+    """The arrays of an entry, keys first."""
+    found: list[KVBuffer] = []
+    parts = getattr(entry, "caches", None)
+    if parts is not None:
+        for number, part in enumerate(parts):
+            found += buffers(part, f"{prefix}{number}.")
+        return found
+    for name, array, used in named_arrays(entry):
+        held_shape = tuple(array.shape)
+        shape = (*held_shape[:-2], used, held_shape[-1]) if used >= 0 and len(held_shape) >= 2 else held_shape
+        share = used / held_shape[-2] if used >= 0 and len(held_shape) >= 2 and held_shape[-2] else 1.0
+        found.append(
+            KVBuffer(
+                name=prefix + name,
+                shape=shape,
+                held_shape=held_shape,
+                dtype=str(array.dtype).removeprefix("mlx.core."),
+                used_bytes=int(array.nbytes * share),
+                held_bytes=array.nbytes,
+            )
+        )
+    return found
+
+
+def named_arrays(entry: KVEntry) -> list[tuple[str, mx.array, int]]:
+    """An entry's arrays by name, each with how many positions are valid (-1: it has no positions)."""
+    if hasattr(entry, "keys"):
+        named: list[tuple[str, Any]] = [("keys", entry.keys), ("values", entry.values)]
+        found = []
+        for name, value in named:
+            if isinstance(value, mx.array):
+                found.append((name, value, _valid(entry, value)))
+            elif isinstance(value, list | tuple):  # quantised: packed, scales, biases
+                for part, array in zip(("packed", "scales", "biases"), value, strict=False):
+                    if isinstance(array, mx.array):
+                        found.append((f"{name}.{part}", array, _valid(entry, array)))
+        return found
+    states = getattr(entry, "cache", None)
+    if isinstance(states, list):
+        return [(f"state {i}", array, -1) for i, array in enumerate(states) if isinstance(array, mx.array)]
+    return [(f"state {i}", array, -1) for i, array in enumerate(state_arrays(entry))]
+
+
+def _valid(entry: KVEntry, array: mx.array) -> int:
+    held = int(array.shape[-2]) if array.ndim >= 2 else 0
+    offset = offset_of(entry) - int(getattr(entry, "start_position", 0) or 0)
+    return min(held, max(offset, 0))

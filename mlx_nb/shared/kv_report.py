@@ -1,0 +1,179 @@
+"""What the KV caches of a run hold, rank by rank and layer by layer: numbers only, the arrays stay there."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+from mlx_nb.shared.ids import LayerIndex, Rank
+from mlx_nb.shared.text import MIB, format_table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVBuffer:
+    """One array of a KV cache entry.
+
+    Attributes:
+        name: ``keys``, ``values``, or what the class calls it (``state 0``, ``keys.scales``).
+        shape: As it is read: the valid positions, in ``[B, K, S, …]`` where it has positions.
+        held_shape: As it is allocated.
+        dtype: Its dtype.
+        used_bytes, held_bytes: Bytes of the valid part, and of all of it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    held_shape: tuple[int, ...]
+    dtype: str
+    used_bytes: int
+    held_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVEntryReport:
+    """The KV cache entry of one layer.
+
+    Attributes:
+        rank, layer: Whose.
+        place: Its place in the model's list of entries.
+        class_name: mlx-lm's class; a tree prints its parts: ``CacheList(KVCache, ArraysCache)``.
+        offset: Tokens that have gone through it; -1 for a class that counts none (SSM and conv states).
+        capacity: Positions that fit before it grows or turns; 0 where there are none.
+        pending: Tokens of the run that it has not got: 0 unless it lags behind.
+        positions: The token positions that it holds, in the order in which they lie in memory.
+        ring_at: Where a ring writes next; -1 for no ring.
+        kept: First positions that a ring never overwrites.
+        left_padding: Padding of each batch row; empty for none.
+        bits: Bits of a quantised entry; 0 for plain ones.
+        trimmable: Whether it can be cut back.
+        buffers: Its arrays.
+    """
+
+    rank: Rank
+    layer: LayerIndex
+    place: int
+    class_name: str
+    offset: int
+    capacity: int
+    pending: int = 0
+    positions: tuple[int, ...] = ()
+    ring_at: int = -1
+    kept: int = 0
+    left_padding: tuple[int, ...] = ()
+    bits: int = 0
+    trimmable: bool = False
+    buffers: tuple[KVBuffer, ...] = ()
+
+    @property
+    def used_bytes(self) -> int:
+        return sum(buffer.used_bytes for buffer in self.buffers)
+
+    @property
+    def held_bytes(self) -> int:
+        return sum(buffer.held_bytes for buffer in self.buffers)
+
+    @property
+    def first_shape(self) -> str:
+        """The first buffer's shape, without blanks: ``[1,3,44,64]``."""
+        shape = self.buffers[0].shape if self.buffers else ()
+        return f"[{','.join(map(str, shape))}]" if shape else "empty"
+
+    @property
+    def detail(self) -> str:
+        """What a class has besides: ring, kept slots, bits, padding."""
+        parts = []
+        if self.ring_at >= 0:
+            parts.append(f"ring at {self.ring_at}")
+        if self.kept:
+            parts.append(f"keeps {self.kept}")
+        if self.bits:
+            parts.append(f"{self.bits}-bit")
+        if self.left_padding:
+            parts.append(f"padding {list(self.left_padding)}")
+        return " · ".join(parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVReport:
+    """All entries of a run, first layer first.
+
+    Attributes:
+        prompt_tokens, generated_tokens: Of the run.
+        entries: One per layer that has a KV cache.
+    """
+
+    prompt_tokens: int
+    generated_tokens: int
+    entries: tuple[KVEntryReport, ...]
+
+    @property
+    def expected(self) -> int:
+        """Tokens that have been fed: the last generated one is sampled, but not fed."""
+        return self.prompt_tokens + max(0, self.generated_tokens - 1)
+
+    @property
+    def headline(self) -> str:
+        """How the offsets disagree, by rank or by layer; empty when they agree."""
+        counted = [entry for entry in self.entries if entry.offset >= 0]
+        most = max((entry.offset for entry in counted), default=0)
+        behind = [entry for entry in counted if entry.offset < most]
+        if not behind:
+            return ""
+        by = most - min(entry.offset for entry in behind)
+        ranks = {entry.rank for entry in counted}
+        late = {entry.rank for entry in behind}
+        if len(late) == 1 and all(entry.offset < most for entry in counted if entry.rank in late):
+            others = f"rank {next(iter(ranks - late))}" if len(ranks) == 2 else "the others"
+            return f"OFFSETS DIFFER: rank {next(iter(late))} is {by} behind {others}"
+        named = ", ".join(str(entry.layer) for entry in behind[:6]) + (" …" if len(behind) > 6 else "")
+        who = f"layer {named} is" if len(behind) == 1 else f"layers {named} are"
+        return f"OFFSETS DIFFER: {who} {by} behind the others"
+
+    @property
+    def trimmed(self) -> int:
+        """Tokens that every entry has been cut back by since the run."""
+        counted = [entry.offset for entry in self.entries if entry.offset >= 0]
+        return max(0, self.expected - max(counted, default=self.expected))
+
+    def rows(self) -> list[list[str]]:
+        """The table: consecutive layers of a rank that read the same, in one row."""
+        table = [["rank", "layers", "class", "offset", "capacity", "keys", "used/held", ""]]
+        most = max((entry.offset for entry in self.entries), default=0)
+
+        def reads(entry: KVEntryReport) -> tuple[object, ...]:
+            shown = (entry.first_shape, entry.used_bytes, entry.held_bytes, entry.detail)
+            return (entry.rank, entry.class_name, entry.offset, entry.capacity, *shown)
+
+        for _, group in groupby(self.entries, key=reads):
+            same = list(group)
+            first, last = same[0], same[-1]
+            span = str(first.layer) if len(same) == 1 else f"{first.layer}–{last.layer}"
+            offset = "–" if first.offset < 0 else f"{first.offset}{' ←' if first.offset < most else ''}"
+            used, held = (sum(getattr(e, k) for e in same) / MIB for k in ("used_bytes", "held_bytes"))
+            capacity = str(first.capacity) if first.capacity else "–"
+            size = f"{used:.1f}/{held:.1f} MiB"
+            table.append(
+                [
+                    str(first.rank),
+                    span,
+                    first.class_name,
+                    offset,
+                    capacity,
+                    first.first_shape,
+                    size,
+                    first.detail,
+                ]
+            )
+        return table
+
+    def __iter__(self) -> Iterator[KVEntryReport]:
+        return iter(self.entries)
+
+    def __str__(self) -> str:
+        fed = self.expected
+        head = f"KV cache · last run · {fed} tokens = {self.prompt_tokens} prompt"
+        if self.generated_tokens:
+            head += f" + {self.generated_tokens} generated - the last, sampled but not fed"
+        if self.trimmed:
+            head += f" · {self.trimmed} trimmed since"
+        lines = [head, self.headline, format_table(self.rows())]
+        return "\n".join(line for line in lines if line)

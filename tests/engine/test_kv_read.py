@@ -1,0 +1,141 @@
+"""Reading KV caches, checked against what was written: each key holds its own position."""
+
+import mlx.core as mx
+import pytest
+from mlx_lm.models.cache import (
+    ArraysCache,
+    CacheList,
+    ChunkedKVCache,
+    ConcatenateKVCache,
+    KVCache,
+    QuantizedKVCache,
+    RotatingKVCache,
+)
+
+from mlx_nb.engine.kv_read import named_arrays, positions, read_entry
+from mlx_nb.shared.kv_report import KVReport
+
+
+def write(entry, start: int, stop: int, width: int = 4):
+    """Feed the positions start to stop at once, each key filled with its own position."""
+    keys = mx.broadcast_to(
+        mx.arange(start, stop, dtype=mx.float32)[None, None, :, None], (1, 2, stop - start, width)
+    )
+    entry.update_and_fetch(keys, keys)
+    return entry
+
+
+def held(entry) -> list[int]:
+    """The positions that really lie in the keys, in the order of memory."""
+    _, keys, used = named_arrays(entry)[0]
+    return [int(k) for k in keys[0, 0, :used, 0].tolist()]
+
+
+@pytest.mark.parametrize("make", [KVCache, ConcatenateKVCache])
+def test_plain_entries_hold_every_position(make) -> None:
+    entry = write(write(make(), 0, 7), 7, 8)
+
+    report = read_entry(entry, rank=0, layer=3, place=3, expected=8)
+
+    assert list(report.positions) == held(entry) == list(range(8))
+    assert (report.offset, report.pending, report.trimmable) == (8, 0, True)
+    assert report.buffers[0].shape == (1, 2, 8, 4)
+
+
+@pytest.mark.parametrize("prompt", [1, 5, 8, 9, 13, 20])
+@pytest.mark.parametrize("keep", [0, 2])
+@pytest.mark.parametrize("steps", [0, 1, 5, 12])
+def test_a_ring_tells_which_position_lies_where(prompt: int, keep: int, steps: int) -> None:
+    entry = write(RotatingKVCache(max_size=8, keep=keep), 0, prompt)
+    for position in range(prompt, prompt + steps):
+        write(entry, position, position + 1)
+
+    assert positions(entry) == held(entry)
+
+
+def test_a_ring_that_has_turned_reads_as_measured() -> None:
+    entry = RotatingKVCache(max_size=8, keep=2)
+    for position in range(20):
+        write(entry, position, position + 1)
+
+    report = read_entry(entry, rank=0, layer=0, place=0, expected=20)
+
+    assert sorted(report.positions) == [0, 1, 14, 15, 16, 17, 18, 19]
+    assert (report.capacity, report.kept, report.offset) == (8, 2, 20)
+    assert not report.trimmable
+
+
+def test_reading_a_ring_by_its_logical_length_would_be_wrong() -> None:
+    entry = RotatingKVCache(max_size=8, keep=2)
+    for position in range(20):
+        write(entry, position, position + 1)
+
+    assert held(entry) != list(range(12, 20))
+
+
+def test_a_quantised_entry_shows_its_packing() -> None:
+    entry = write(QuantizedKVCache(group_size=32, bits=8), 0, 6, width=64)
+
+    report = read_entry(entry, rank=1, layer=0, place=0, expected=6)
+
+    assert report.bits == 8
+    assert [buffer.name for buffer in report.buffers][:3] == ["keys.packed", "keys.scales", "keys.biases"]
+    assert report.buffers[0].shape[2] == 6
+
+
+def test_a_chunked_entry_starts_where_its_front_was_cut() -> None:
+    entry = write(ChunkedKVCache(chunk_size=4), 0, 6)
+    entry.maybe_trim_front()
+    write(entry, 6, 7)
+
+    assert positions(entry) == held(entry)
+    assert positions(entry)[-1] == 6
+
+
+def test_states_without_positions_say_so() -> None:
+    entry = ArraysCache(size=2)
+    entry[0] = mx.zeros((1, 3, 8))
+
+    report = read_entry(entry, rank=0, layer=0, place=0, expected=9)
+
+    assert (report.offset, report.capacity, report.positions, report.pending) == (-1, 0, (), 0)
+    assert [buffer.name for buffer in report.buffers] == ["state 0"]
+
+
+def test_a_tree_prints_its_parts() -> None:
+    entry = CacheList(write(KVCache(), 0, 5), ArraysCache(size=1))
+
+    report = read_entry(entry, rank=0, layer=0, place=0, expected=5)
+
+    assert report.class_name == "CacheList(KVCache, ArraysCache)"
+    assert report.offset == 5
+    assert report.buffers[0].name == "0.keys"
+
+
+def report_of(offsets: dict[tuple[int, int], int]) -> KVReport:
+    """A report over two ranks from offsets by (rank, layer)."""
+    entries = []
+    for (rank, layer), offset in offsets.items():
+        entry = write(KVCache(), 0, offset)
+        entries.append(read_entry(entry, rank=rank, layer=layer, place=layer, expected=44))
+    return KVReport(prompt_tokens=37, generated_tokens=8, entries=tuple(entries))
+
+
+def test_the_report_prints_as_promised() -> None:
+    report = report_of({(0, 0): 44, (0, 1): 44, (1, 2): 43, (1, 3): 43})
+
+    assert str(report).splitlines() == [
+        "KV cache · last run · 44 tokens = 37 prompt + 8 generated - the last, sampled but not fed",
+        "OFFSETS DIFFER: rank 1 is 1 behind rank 0",
+        " rank  layers  class    offset  capacity  keys        used/held",
+        " 0     0–1     KVCache  44      256       [1,2,44,4]  0.0/0.0 MiB",
+        " 1     2–3     KVCache  43 ←    256       [1,2,43,4]  0.0/0.0 MiB",
+    ]
+
+
+def test_one_layer_that_lags_is_named_and_agreement_has_no_headline() -> None:
+    assert (
+        report_of({(0, 0): 44, (1, 1): 43, (1, 2): 44}).headline
+        == "OFFSETS DIFFER: layer 1 is 1 behind the others"
+    )
+    assert report_of({(0, 0): 44, (1, 1): 44}).headline == ""
