@@ -15,6 +15,7 @@ from mlx_nb.shared.errors import NoModelError, OptionError, PromptError
 from mlx_nb.shared.ids import Rank
 from mlx_nb.shared.kv_report import KVReport
 from mlx_nb.shared.loaded import LoadedShard
+from mlx_nb.shared.model_sizes import SiteTable
 from mlx_nb.shared.outcome import Outcome
 from mlx_nb.shared.plan import Plan, split_layers
 from mlx_nb.shared.request import GenerateOptions, Prompt, RunRequest, options_from
@@ -172,6 +173,12 @@ class Pipe:
         """
         self._check()
         return self.cluster.remote.call(Rank(0), "tokens", self.pipe_id, plain_prompt(prompt), raw=raw)
+
+    def sites(self) -> SiteTable:
+        """Every site of the model with shapes, dtypes, parameters and bytes."""
+        from mlx_nb.client.planning import sites
+
+        return sites(self.name)
 
     def encode(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
         """A prompt's token ids; ids are taken as they are. Raises as `tokens`."""

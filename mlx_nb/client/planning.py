@@ -1,0 +1,98 @@
+"""Plans and shape tables without a cluster: measured in a short-lived process, since this one never imports MLX."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import psutil
+
+from mlx_nb.shared import errors
+from mlx_nb.shared.errors import ModelError, OptionError
+from mlx_nb.shared.model_sizes import ModelSizes, SiteRow, SiteTable
+from mlx_nb.shared.plan import Plan, make_plan
+from mlx_nb.shared.spec import slots_of
+
+_GIB = 2**30
+
+
+def plan(
+    model: str,
+    ranks: int = 2,
+    hosts: Sequence[str] | None = None,
+    split: str | Sequence[int] = "even",
+    context: int = 4096,
+) -> Plan:
+    """Which rank would hold which layers, what it would weigh, and whether it fits. No weights are read.
+
+    Args:
+        model: A name, a folder (``config.json`` is enough), or a Hugging Face id.
+        ranks: How many; with `hosts`, one for each slot.
+        hosts: Where, each ``name``, ``name:slots`` or ``name:16GB`` (its memory). Hosts are taken to be
+            Macs, which keep the weights as they are stored; without hosts it is this machine.
+        split: ``even``, ``memory``, or the layers per rank.
+        context: Tokens that the KV caches are counted for.
+
+    Raises:
+        PlanError: The split does not fit the model, or the model does not fit the memory.
+        ModelNotFoundError: There is no such model.
+    """
+    if context < 1:
+        raise OptionError(f"A context has one token or more, not {context}.", "Type: context=4096")
+    names, memories = _places(ranks, hosts)
+    native = hosts is not None or sys.platform == "darwin"
+    return make_plan(measure(model, context=context, native=native), names, memories, split)
+
+
+def sites(model: str) -> SiteTable:
+    """Every site of a model with shapes, dtypes, parameters and bytes. No weights are read.
+
+    Raises:
+        ModelNotFoundError: There is no such model.
+    """
+    return SiteTable(model, [SiteRow(**row) for row in _describe("sites", model)])
+
+
+def measure(model: str, *, context: int, native: bool) -> ModelSizes:
+    """What a model weighs, layer by layer. Raises as `plan`."""
+    found: dict[str, Any] = _describe(
+        "plan", model, "--context", str(context), *(["--native"] if native else [])
+    )
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
+    return ModelSizes(**fields)
+
+
+def _places(ranks: int, hosts: Sequence[str] | None) -> tuple[list[str], list[int]]:
+    """A host name and its memory in bytes (0 if unknown) for each rank; ranks on one host share it."""
+    if not hosts:
+        import platform
+
+        here = platform.node().split(".")[0]
+        return [here] * ranks, [psutil.virtual_memory().total // max(1, ranks)] * ranks
+    names: list[str] = []
+    memories: list[int] = []
+    for host in hosts:
+        name, _, more = host.rpartition(":") if ":" in host else (host, "", "")
+        amount = more.upper().removesuffix("IB").removesuffix("B")
+        if amount.endswith("G") and amount[:-1].replace(".", "", 1).isdigit():
+            names.append(name)
+            memories.append(int(float(amount[:-1]) * _GIB))
+        else:
+            slots = slots_of(host)
+            names += [name if more else host] * slots
+            memories += [0] * slots
+    return names, memories
+
+
+def _describe(what: str, model: str, *options: str) -> Any:
+    command = [sys.executable, "-m", "mlx_nb.engine.describe", what, str(model), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        answer = json.loads(done.stdout.strip().splitlines()[-1])
+    except (IndexError, ValueError):
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise ModelError(f"{model} could not be measured: {last}", "Check its config.json.") from None
+    if answer["kind"] == "error":
+        raise getattr(errors, answer["class"], ModelError)(answer["problem"], answer["fix"])
+    return answer["content"]

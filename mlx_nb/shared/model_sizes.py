@@ -1,0 +1,108 @@
+"""What a model weighs, layer by layer, and which sites it has: measured without reading a weight."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from mlx_nb.shared.text import format_size, format_table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSizes:
+    """Bytes of a model's parts, in the dtype that it would be computed in.
+
+    Attributes:
+        model: The model as it was asked for.
+        layers: Weight bytes of each layer.
+        first, last: Weight bytes that the first rank needs besides (embedding), and the last (norm, head).
+        kv: KV cache bytes of each layer at `context` tokens.
+        context: The tokens that `kv` is for.
+        hidden_size: D.
+        dtype: What it is computed in.
+        notes: What a reader should know, such as a conversion at load.
+    """
+
+    model: str
+    layers: tuple[int, ...]
+    first: int
+    last: int
+    kv: tuple[int, ...]
+    context: int
+    hidden_size: int
+    dtype: str
+    notes: tuple[str, ...] = ()
+
+    def weight_bytes(self, start: int, stop: int) -> int:
+        """Weight bytes of a rank with the layers from start to stop."""
+        ends = (self.first if start == 0 else 0) + (self.last if stop == len(self.layers) else 0)
+        return sum(self.layers[start:stop]) + ends
+
+    def kv_bytes(self, start: int, stop: int) -> int:
+        """KV cache bytes of a rank with the layers from start to stop."""
+        return sum(self.kv[start:stop])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteRow:
+    """One module of a model, at its output.
+
+    Attributes:
+        site: The module's path with ``.output``.
+        class_name: Its class.
+        shape: What it returns, with axis letters: ``[B, L, D 576]``; other parts of a tuple follow.
+        dtype: The dtype of what it returns.
+        calls: How often one pass calls it.
+        parameters: Parameters of the module with all inside it.
+        size_bytes: Their bytes as they are stored.
+    """
+
+    site: str
+    class_name: str
+    shape: str
+    dtype: str
+    calls: int
+    parameters: int
+    size_bytes: int
+
+
+class SiteTable:
+    """Every site of a model, in the order in which a pass reaches it. Iterate, index, or filter by a glob."""
+
+    def __init__(self, model: str, rows: Sequence[SiteRow]) -> None:
+        self.model = model
+        self.rows = tuple(rows)
+
+    def __iter__(self) -> Iterator[SiteRow]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, pattern: "str | int") -> "SiteTable | SiteRow":
+        """A row by its number, or the rows whose site matches a glob: ``sites["*.mlp.*"]``."""
+        if isinstance(pattern, int):
+            return self.rows[pattern]
+        wanted = (pattern, f"*.{pattern}", f"{pattern}.output", f"*.{pattern}.output")
+        rows = [row for row in self.rows if any(fnmatchcase(row.site, p) for p in wanted)]
+        return SiteTable(self.model, rows)
+
+    def table(self) -> list[list[str]]:
+        """The rows as text, the head first."""
+        head = ["site", "class", "returns", "dtype", "parameters", "bytes"]
+        body = []
+        for row in self.rows:
+            site = f"{row.site} (×{row.calls})" if row.calls > 1 else row.site
+            count = f"{row.parameters:,}" if row.parameters else ""
+            size = format_size(row.size_bytes) if row.parameters else ""
+            body.append([site, row.class_name, row.shape, row.dtype, count, size])
+        return [head, *body]
+
+    def __repr__(self) -> str:
+        table = self.table()
+        shown = (
+            table
+            if len(table) <= 60
+            else [*table[:45], ["…", f"{len(table) - 56} more", "", "", "", ""], *table[-10:]]
+        )
+        plural = "" if len(self) == 1 else "s"
+        return f"{len(self)} site{plural} of {self.model}\n{format_table(shown, right=(4, 5))}"
