@@ -7,7 +7,7 @@ from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 
 from mlx_nb.client.debugger import Debugger
 from mlx_nb.client.magics.model import prompt_of
-from mlx_nb.client.magics.parsing import Parser, one_line_errors, one_of, parse_words, split_line
+from mlx_nb.client.magics.parsing import Parser, one_line_errors, one_of, split_line
 from mlx_nb.client.magics.state import need_cluster, need_debugger, need_pipe
 from mlx_nb.client.options import add_generation_options, generation_options
 from mlx_nb.client.show import VIEWS, close_views, show_stepper, show_view
@@ -64,13 +64,15 @@ class StepMagics(Magics):
         """Open a view: see ``%mlx_show --help``."""
         parser = Parser("%mlx_show", f"open a view: {', '.join(VIEWS)}")
         parser.add_argument("view", nargs="?", default="step", help="which (step)")
-        parser.add_argument("rest", nargs="*", help="for tokens: the prompt")
-        found = parse_words(parser, line)
+        parser.add_argument("prompt", nargs="?", help="for tokens: the rest of the line, word for word")
+        view, _, rest = line.strip().partition(" ")
+        found = parser.parse_args([view] if view else [])
+        prompt = split_line(parser, rest)[1]
         one_of(found.view, VIEWS, "%mlx_show")
         if found.view == "cluster":
             show_view(None, found.view, cluster=need_cluster())
         else:
-            show_view(need_pipe(), found.view, " ".join(found.rest))
+            show_view(need_pipe(), found.view, prompt)
 
     @line_magic
     @one_line_errors

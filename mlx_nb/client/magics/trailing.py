@@ -6,7 +6,9 @@ into the call that it means before IPython looks at it. ``%mlx_generate?`` stays
 
 import re
 
-_PROMPT = re.compile(r"^(?P<indent>\s*)%(?P<magic>mlx_generate|mlx_step|mlx_trace)[ \t]+(?P<line>\S.*\?)\s*$")
+_PROMPT = re.compile(
+    r"^(?P<indent>\s*)%(?P<magic>mlx_generate|mlx_step|mlx_trace|mlx_show)[ \t]+(?P<line>\S.*\?)\s*$"
+)
 
 
 def rescue_question_marks(lines: list[str]) -> list[str]:
