@@ -42,7 +42,7 @@ def free_tokens(pipe2: Pipe) -> list[int]:
 
 def test_debug_stands_before_the_embedding(dbg: Debugger) -> None:
     assert short(dbg.position) == "prefill 0:37 r0 model.embed_tokens.input"
-    assert [str(arg) for arg in dbg.args][0].startswith("x  [B 1, L 37] int32  min ")
+    assert str(dbg.args[0]).startswith("x  [B 1, L 37] int32  min ")
     assert dbg.value.tolist() == [dbg.gen.prompt_ids]
     assert dbg.gen.state == "stopped"
     assert current.dbg is dbg
