@@ -14,6 +14,7 @@ from mlx_nb.client import launch, logs, records
 from mlx_nb.client.bringup import Progress, Running, bring_up, connect, new_name
 from mlx_nb.client.current import current
 from mlx_nb.client.pipe import Pipe, parse_split
+from mlx_nb.client.planning import split_for
 from mlx_nb.client.processes import identify
 from mlx_nb.client.profiles import load_profile
 from mlx_nb.client.remote import OnEvent, Remote
@@ -202,7 +203,7 @@ class Cluster:
 
         Args:
             model: A name (``smollm2``), a folder, or a Hugging Face id.
-            split: ``even``, or the layers per rank, rank 0 first.
+            split: ``even``, ``memory`` (in proportion to each rank's), or the layers per rank, rank 0 first.
             dtype: What to compute in; None takes float32 on a CPU and the weights' own on Metal.
             adapter_path: Not supported yet.
             ranks: Over the first so many ranks; None takes all.
@@ -221,6 +222,8 @@ class Cluster:
                 f"A model cannot be loaded over {ranks} ranks; this cluster has {len(self)}.",
                 f"Type: %mlx_load {model} --ranks {len(self)}",
             )
+        if split == "memory":
+            split = split_for(str(model), self.remote.call_all("capacity")[:ranks])
         wishes = {
             "ranks": ranks,
             "split": parse_split(split),

@@ -330,9 +330,9 @@ def parse_split(split: str | Sequence[int]) -> str | list[int]:
         return [int(count) for count in split]
     if split.replace(",", "").replace(" ", "").isdigit():
         return [int(count) for count in split.replace(" ", "").split(",") if count]
-    if split != "even":
+    if split not in ("even", "memory"):
         raise OptionError(
             f"There is no split '{split}'.",
-            "Type one of: --split even, or layers per rank such as --split 14,16",
+            "Type one of: --split even, --split memory, or layers per rank such as --split 14,16",
         )
     return split

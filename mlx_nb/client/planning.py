@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import psutil
 from mlx_nb.shared import errors
 from mlx_nb.shared.errors import ModelError, OptionError
 from mlx_nb.shared.model_sizes import ModelSizes, SiteRow, SiteTable
-from mlx_nb.shared.plan import Plan, make_plan
+from mlx_nb.shared.plan import Plan, make_plan, split_by_memory
 from mlx_nb.shared.spec import slots_of
 
 _GIB = 2**30
@@ -61,6 +62,23 @@ def measure(model: str, *, context: int, native: bool) -> ModelSizes:
     )
     fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
     return ModelSizes(**fields)
+
+
+def split_for(model: str, capacities: Sequence[tuple[str, int, bool]], context: int = 4096) -> list[int]:
+    """Layers per rank in proportion to the memory of a running cluster's hosts.
+
+    Args:
+        model: A name, a folder or a Hugging Face id.
+        capacities: Host, bytes and whether it computes on Metal, for each rank; ranks on a host share it.
+        context: Tokens that the KV caches are counted for.
+
+    Raises:
+        PlanError: There are more ranks than layers.
+    """
+    on_host = Counter(host for host, _, _ in capacities)
+    memories = [size // on_host[host] for host, size, _ in capacities]
+    sizes = measure(model, context=context, native=all(metal for _, _, metal in capacities))
+    return split_by_memory(sizes, memories)
 
 
 def _places(ranks: int, hosts: Sequence[str] | None) -> tuple[list[str], list[int]]:

@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from mlx_nb.engine.kv import make_kv_cache, state_arrays
 from mlx_nb.engine.layers import layer_paths, named_modules, transformer_layers
 from mlx_nb.engine.loading import owned_parameters, text_config
 from mlx_nb.engine.pytree import arrays_of, like
-from mlx_nb.engine.rehearse import Rehearsal, rehearse
+from mlx_nb.engine.rehearse import rehearse
 from mlx_nb.engine.resolve import resolve_model
 from mlx_nb.engine.stubs import install_stubs, remove_stubs
 from mlx_nb.engine.summary import Sizes
@@ -136,7 +137,7 @@ def sites_of(folder: Path) -> list[SiteRow]:
     for path, module in named_modules(model):
         if path not in seen.returned:
             continue
-        arrays = [a for a in seen.returned[path] if isinstance(a, mx.array)]
+        arrays = seen.returned[path]
         counted = [value for _, value in tree_flatten(module.parameters())]
         rows.append(
             SiteRow(
@@ -156,9 +157,28 @@ def sites_of(folder: Path) -> list[SiteRow]:
     )
 
 
-def _watch(model: nn.Module) -> Rehearsal:
-    """A rehearsal that keeps what every module returns."""
-    watcher = Rehearsal(frozenset(path for path, _ in named_modules(model)))
+class _Watcher:
+    """Stands in for a run and its probe: keeps what every module returns."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+        self.returned: dict[str, list[mx.array]] = {}
+
+    @property
+    def probe(self) -> "_Watcher":
+        return self
+
+    def call(self, module: Any, path: str, base: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A hooked module's call."""
+        self.calls[path] += 1
+        value = base.__call__(module, *args, **kwargs)
+        self.returned[path] = arrays_of(_plain(value))
+        return value
+
+
+def _watch(model: nn.Module) -> _Watcher:
+    """One pass of the whole model, built and never evaluated."""
+    watcher = _Watcher()
     hooks = Hooks(model)
     hooks.acquire()
     token = ACTIVE.set(watcher)
@@ -167,7 +187,6 @@ def _watch(model: nn.Module) -> Rehearsal:
     finally:
         ACTIVE.reset(token)
         hooks.release()
-    watcher.returned = {path: arrays_of(_plain(value)) for path, value in watcher.returned.items()}
     return watcher
 
 

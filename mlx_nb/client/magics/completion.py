@@ -34,7 +34,7 @@ def candidates(line: str) -> Sequence[str]:
     if before and before[-1] == "--profile":
         return tuple(list_profiles())
     if before and before[-1] == "--split":
-        return ("even",)
+        return ("even", "memory")
     if before and before[-1] == "--dtype":
         return ("float32", "bfloat16", "float16", "native")
     first = len(before) == 1
