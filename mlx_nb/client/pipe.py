@@ -283,6 +283,16 @@ class Pipe:
         current.dbg = debugger
         return debugger
 
+    def show(self, view: str = "step", argument: str = "") -> None:
+        """Open a view in the notebook: ``step``, ``plan``, ``kv``, ``shapes``, ``cluster``, or ``tokens`` of a prompt.
+
+        Raises:
+            OptionError: There is no such view, or it has nothing to show.
+        """
+        from mlx_nb.client.show import show_view  # IPython's display, which a script does not need
+
+        show_view(self, view, argument)
+
     # End ------------------------------------------------------------------------------------------
 
     def unload(self) -> None:

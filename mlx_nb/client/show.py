@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mlx_nb.client.debugger import Debugger
     from mlx_nb.client.pipe import Pipe
 
-VIEWS = ("step", "plan", "tokens", "cluster")
+VIEWS = ("step", "plan", "kv", "shapes", "tokens", "cluster")
 
 
 class LiveStepper:
@@ -93,6 +93,11 @@ def show_view(pipe: "Pipe | None", view: str, argument: str = "", *, cluster: "C
         return display(pipe.tokens(argument))
     if view == "cluster":
         return display(pipe.cluster.status())
+    if view == "kv":
+        return display(pipe.kv_cache())
+    if view == "shapes":
+        table = pipe.sites()
+        return display(table[argument] if argument else table)
     if current.dbg is None:
         raise OptionError(
             "Nothing is being stepped.", "Begin with a cell: %%mlx_step, and the prompt below it."

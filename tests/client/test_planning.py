@@ -1,0 +1,131 @@
+"""Plans and shape tables without a cluster: checked against the files, and against what ranks really load."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import mlx_nb
+from mlx_nb.shared.errors import ModelNotFoundError, OptionError, PlanError
+from mlx_nb.shared.model_sizes import ModelSizes
+from mlx_nb.shared.plan import make_plan, split_by_memory
+
+GIB = 2**30
+
+
+def sizes(**changes: object) -> ModelSizes:
+    """Ten layers of 1 GiB, an embedding and a head of 2 GiB each, a KV cache of half a GiB a layer."""
+    known: dict[str, object] = {
+        "model": "ten", "layers": (GIB,) * 10, "first": 2 * GIB, "last": 2 * GIB, "kv": (GIB // 2,) * 10,
+        "context": 4096, "hidden_size": 64, "dtype": "bfloat16",
+    }  # fmt: skip
+    return ModelSizes(**{**known, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def smollm2_plan() -> mlx_nb.shared.plan.Plan:
+    return mlx_nb.plan("smollm2", ranks=2)
+
+
+def test_a_plan_weighs_what_the_ranks_load(smollm2_plan) -> None:
+    # 49,152 x 576 embedding, tied; 15 layers of 3,540,096; a norm of 576; float32.
+    assert [shard.weight_bytes for shard in smollm2_plan.shards] == [
+        4 * (49_152 * 576 + 15 * 3_540_096),
+        4 * (49_152 * 576 + 15 * 3_540_096 + 576),
+    ]
+
+
+def test_a_plan_counts_keys_and_values_of_the_context(smollm2_plan) -> None:
+    # 3 KV heads of 64, keys and values, float32, 4,096 tokens, 15 layers a rank.
+    assert [shard.kv_bytes for shard in smollm2_plan.shards] == [2 * 3 * 64 * 4 * 4096 * 15] * 2
+
+
+@pytest.mark.cluster
+def test_the_plan_of_loaded_ranks_agrees(cluster2, smollm2_plan) -> None:
+    pipe = cluster2.load("smollm2")
+
+    assert [s.weight_bytes for s in pipe.plan.shards] == [s.weight_bytes for s in smollm2_plan.shards]
+    pipe.unload()
+
+
+def test_layers_by_memory_leave_the_fullest_rank_as_empty_as_can_be() -> None:
+    counts = split_by_memory(sizes(), [8 * GIB, 24 * GIB])
+
+    def fullest(first: int) -> float:
+        used = [sizes().weight_bytes(0, first) + sizes().kv_bytes(0, first),
+                sizes().weight_bytes(first, 10) + sizes().kv_bytes(first, 10)]  # fmt: skip
+        return max(used[0] / (8 * GIB), used[1] / (24 * GIB))
+
+    assert fullest(counts[0]) == min(fullest(first) for first in range(1, 10))
+
+
+def test_a_model_that_does_not_fit_is_refused_with_what_would() -> None:
+    with pytest.raises(PlanError) as error:
+        make_plan(sizes(), ["mini1", "mini2"], [6 * GIB, 24 * GIB], "even")
+
+    assert "rank 0 (mini1) would need" in error.value.problem
+    assert error.value.fix.startswith("It fits with: split=[")
+    fitting = json.loads(error.value.fix.removeprefix("It fits with: split="))
+    assert make_plan(sizes(), ["mini1", "mini2"], [6 * GIB, 24 * GIB], fitting).num_ranks == 2
+
+
+def test_more_ranks_are_named_when_no_cut_fits() -> None:
+    with pytest.raises(PlanError, match=r"It fits on 3 ranks of 8\.0 GiB"):
+        make_plan(sizes(), ["a", "b"], [8 * GIB, 8 * GIB], "memory")
+
+
+def test_an_unknown_memory_cannot_be_divided_by() -> None:
+    with pytest.raises(PlanError, match="hosts="):
+        mlx_nb.plan("smollm2", hosts=["mini1", "mini2"], split="memory")
+
+
+@pytest.mark.parametrize(
+    ("wishes", "error"),
+    [
+        ({"ranks": 31}, PlanError),
+        ({"ranks": 0}, PlanError),
+        ({"split": [1, 2]}, PlanError),
+        ({"context": 0}, OptionError),
+    ],
+)
+def test_a_wrong_wish_says_so(wishes: dict, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        mlx_nb.plan("smollm2", **wishes)
+
+
+def test_an_unknown_model_says_so() -> None:
+    with pytest.raises(ModelNotFoundError, match="Did you mean smollm2"):
+        mlx_nb.plan("smolm2")
+
+
+def test_a_configuration_alone_is_enough_for_a_plan_of_671_billion_parameters(tmp_path: Path) -> None:
+    config = {
+        "model_type": "deepseek_v3", "vocab_size": 129280, "hidden_size": 7168, "intermediate_size": 18432,
+        "moe_intermediate_size": 2048, "num_hidden_layers": 61, "num_attention_heads": 128,
+        "num_key_value_heads": 128, "n_shared_experts": 1, "n_routed_experts": 256, "routed_scaling_factor": 2.5,
+        "kv_lora_rank": 512, "q_lora_rank": 1536, "qk_rope_head_dim": 64, "v_head_dim": 128,
+        "qk_nope_head_dim": 128, "topk_method": "noaux_tc", "scoring_func": "sigmoid", "norm_topk_prob": True,
+        "n_group": 8, "topk_group": 4, "num_experts_per_tok": 8, "moe_layer_freq": 1, "first_k_dense_replace": 3,
+        "max_position_embeddings": 163840, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "attention_bias": False,
+        "torch_dtype": "bfloat16",
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    plan = mlx_nb.plan(str(tmp_path), hosts=[f"mini{i}:256GB" for i in range(8)])
+
+    total = sum(shard.weight_bytes for shard in plan.shards)
+    assert total == pytest.approx(2 * 671e9, rel=0.01)
+    assert [len(shard.layers) for shard in plan.shards] == [8, 8, 8, 8, 8, 7, 7, 7]
+
+
+def test_every_module_of_the_model_is_a_site_in_the_order_of_a_pass() -> None:
+    table = mlx_nb.sites("smollm2")
+
+    names = [row.site for row in table]
+    assert names.index("model.embed_tokens.output") < names.index("model.layers.0.output")
+    assert names[-1] == "logits"
+    assert table[-1].shape == "[B, L, V 49152]"
+    assert table[-1].parameters == 134_515_008
+    inside = table["layers.7.self_attn.*"]
+    assert [row.shape for row in inside if row.site.endswith("rope.output")] == ["[B, K 3, L, 64]"]
+    assert "(×2)" in repr(inside)
