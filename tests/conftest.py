@@ -1,6 +1,7 @@
 """Real ranks for all tests: nothing here pretends to be MPI."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,10 @@ from mlx_nb.client.cluster import Cluster
 from mlx_nb.client.current import current
 
 MARK = "MLX_NB_CLUSTER"
+
+# A background job of a shell, or one under nohup, starts with these ignored, and every child inherits that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)
