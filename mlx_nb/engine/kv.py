@@ -5,6 +5,7 @@ masks (`cache[0]`, `fa_idx`). Entries of layers that live elsewhere are *ghosts*
 offsets without holding data, so that masks come out as they would in one process.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -31,6 +32,11 @@ def advance_ghost(entry: KVEntry, batch: int, length: int) -> None:
         for part in entry.caches:
             advance_ghost(part, batch, length)
         return
+    if hasattr(entry, "update_window"):
+        # A window that counts rows of its own: positions and masks read the offset and the row count only.
+        entry.update_window(mx.zeros((batch, length, 1)))
+        mx.eval(state_arrays(entry))
+        return
     if not hasattr(entry, "update_and_fetch"):
         return  # SSM and conv states count no positions
     if type(entry).__name__ in ("KVCache", "QuantizedKVCache", "ConcatenateKVCache"):
@@ -42,6 +48,48 @@ def advance_ghost(entry: KVEntry, batch: int, length: int) -> None:
     nothing = mx.zeros((batch, 1, length, 1))
     entry.update_and_fetch(nothing, nothing)
     mx.eval(state_arrays(entry))
+
+
+def fill_ghosts(arguments: list[Any]) -> None:
+    """Give entries that a layer elsewhere would have written something that can be read.
+
+    A model may hand a layer's keys and values to later layers itself. What they make of it is passed over on
+    this rank, but the code runs, and there must be arrays.
+    """
+    for entry in arguments:
+        if type(entry).__name__ in ("KVCache", "ConcatenateKVCache") and entry.keys is None:
+            entry.keys = entry.values = mx.zeros((1, 1, 1, 1))
+
+
+def empty_ghost(entry: KVEntry) -> None:
+    """Take back what `fill_ghosts` gave, before a KV cache is quantised: it cannot be packed."""
+    for part in parts_of(entry):
+        if type(part).__name__ in ("KVCache", "ConcatenateKVCache"):
+            part.keys = part.values = None
+
+
+def parts_of(entry: KVEntry) -> list[KVEntry]:
+    """The entries that keys and values are written to: the entry itself, or the members of a tree."""
+    members = [part for member in getattr(entry, "caches", ()) for part in parts_of(member)]
+    return members or [entry]
+
+
+def watch_writes(entry: KVEntry, watch: Callable[[mx.array, mx.array], tuple[mx.array, mx.array]]) -> None:
+    """Show `watch` the keys and values of every write; what it returns is written.
+
+    The watcher sits on this one object, so quantising the entry, which replaces it, ends the watch.
+    """
+
+    def update_and_fetch(keys: mx.array, values: mx.array) -> Any:
+        return type(entry).update_and_fetch(entry, *watch(keys, values))
+
+    if hasattr(type(entry), "update_and_fetch"):
+        entry.update_and_fetch = update_and_fetch
+
+
+def unwatch(entry: KVEntry) -> None:
+    """End the watch over an entry's writes."""
+    entry.__dict__.pop("update_and_fetch", None)
 
 
 def state_arrays(entry: KVEntry) -> list[mx.array]:

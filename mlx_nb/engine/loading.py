@@ -5,7 +5,8 @@ reads its own bytes and no more.
 """
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import dequantize_model, load_model
 
 from mlx_nb.engine.context import ACTIVE
+from mlx_nb.engine.crossing import Crossing
 from mlx_nb.engine.kv import is_kv_entry, make_kv_cache, state_arrays
 from mlx_nb.engine.pytree import Tree, arrays_of
 from mlx_nb.engine.reach import reachable
+from mlx_nb.engine.rehearse import undisturbed
 from mlx_nb.engine.weights import read_tensors
 from mlx_nb.shared.errors import MlxNbError, ModelError, OptionError, WeightsError
 
@@ -111,28 +114,35 @@ def set_compute_dtype(model: nn.Module, dtype: str | None) -> tuple[nn.Module, s
 class _Rehearsal:
     """Stands in for a run while a pass is only built, never evaluated."""
 
-    received_value: Tree
+    crossing: Crossing
+    kv: list[Any]
+    through: Tree = None
     sent: Tree = None
-    kv: list[Any] | None = None
+    used: list[Any] = field(default_factory=list)
 
     probe = None
 
-    def received(self) -> Tree:
-        return self.sent if self.sent is not None else self.received_value
+    def received(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tree:
+        return self.crossing.before(index, args, kwargs) if self.sent is None else self.through
 
-    def deliver(self, value: Tree) -> Tree:
-        self.sent = value
+    def deliver(self, value: Tree, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tree:
+        self.sent, self.through = self.crossing.pack(value, args, kwargs), value
         return value
 
     def saw_kv(self, index: int, arguments: list[Any]) -> None:
-        assert self.kv is not None
-        self.kv.extend(a for a in arguments if is_kv_entry(a))
+        self.used.extend(a for a in arguments if is_kv_entry(a))
 
-    def layer_done(self, index: int) -> None:
-        pass
+    def layer_done(self, index: int, value: Tree) -> None:
+        self.crossing.returned(index, value)
 
 
-def owned_parameters(model: nn.Module, received: Tree, *, is_last: bool) -> dict[str, mx.array]:
+def owned_parameters(
+    model: nn.Module,
+    received: Tree,
+    *,
+    make_crossing: Callable[[list[Any]], Crossing] = Crossing.alone,
+    is_last: bool,
+) -> dict[str, mx.array]:
     """The parameters that this rank's share of a pass reads, by dotted name.
 
     Two tokens are fed, so that no mask is left out. The model must carry its stubs.
@@ -140,17 +150,22 @@ def owned_parameters(model: nn.Module, received: Tree, *, is_last: bool) -> dict
     Args:
         model: The whole model, with this rank's stubs installed.
         received: What the rank before would send; None on rank 0.
+        make_crossing: What the pass takes over and owes, for a KV cache list.
         is_last: Whether the logits are made here.
     """
-    rehearsal = _Rehearsal(received, kv=[])
+    parameters = dict(tree_flatten(model.parameters()))
+    kv = make_kv_cache(model)
+    rehearsal = _Rehearsal(make_crossing(kv), kv)
+    if received is not None:
+        rehearsal.crossing.take(received)
     token = ACTIVE.set(rehearsal)
     try:
-        output = model(mx.zeros((1, 2), dtype=mx.int32), cache=make_kv_cache(model))
+        with undisturbed(model):
+            output = model(mx.zeros((1, 2), dtype=mx.int32), cache=kv)
     finally:
         ACTIVE.reset(token)
     results = arrays_of(output) if is_last else arrays_of(rehearsal.sent)
-    results += [array for entry in rehearsal.kv or [] for array in state_arrays(entry)]
-    parameters = dict(tree_flatten(model.parameters()))
+    results += [array for entry in rehearsal.used for array in state_arrays(entry)]
     return {name: parameters[name] for name in sorted(reachable(results, parameters))}
 
 

@@ -15,8 +15,66 @@ import mlx.core as mx
 _EDGE = re.compile(r'^(?:"(?P<array>[^"]+)"|(?P<op>\d+)) -> (?:"(?P<to_array>[^"]+)"|(?P<to_op>\d+))$')
 
 
+_OPERATION = re.compile(r"^\{ \d+ \[label")
+
 # A call takes at most 1024 keyword arguments, and every parameter is named by one.
 _BATCH = 900
+
+
+class Graph:
+    """What depends on what, among arrays that have not been evaluated.
+
+    MLX's drawing lists operations in an order that stays the same from one drawing to the next, so an array
+    is known by the operation that makes it, and names can be asked for in batches. An array that nothing
+    makes (it is held, not computed) is known by its name. The numbers in the drawing are no help: calls of
+    one compiled function share theirs.
+    """
+
+    def __init__(self, outputs: list[mx.array], named: dict[str, mx.array]) -> None:
+        """Read the graph of `outputs`; the arrays of `named` can be asked for."""
+        self._parents: dict[str, list[str]] = defaultdict(list)
+        self._node: dict[str, str] = {}
+        self._names: dict[str, list[str]] = defaultdict(list)
+        for number, batch in enumerate(batched(named.items(), _BATCH)):
+            self._read(outputs, dict(batch), first=number == 0)
+
+    def _read(self, outputs: list[mx.array], named: dict[str, mx.array], *, first: bool) -> None:
+        dot = io.StringIO()
+        mx.export_to_dot(dot, *outputs, **named)
+        makers: dict[str, str] = {}
+        seen: set[str] = set()
+        operation = 0
+        for line in map(str.strip, dot.getvalue().splitlines()):
+            if _OPERATION.match(line):
+                operation += 1
+            elif match := _EDGE.match(line):
+                if made := match["to_array"]:
+                    makers[made] = f"#{operation}"
+                else:
+                    array = match["array"]
+                    seen.add(array)
+                    # Inputs are drawn before what is made of them.
+                    if array in named and array not in makers:
+                        self._parents[f"#{operation}"].append(array)
+                    elif first and array in makers:
+                        self._parents[f"#{operation}"].append(makers[array])
+        for name in named.keys() & (makers.keys() | seen):
+            node = makers.get(name, name)
+            self._node[name] = node
+            self._names[node].append(name)
+
+    def reach(self, roots: Iterable[str], stops: Iterable[str]) -> set[str]:
+        """The named arrays that `roots` depend on, themselves included; the way back ends at `stops`."""
+        ends = {self._node[name] for name in stops if name in self._node}
+        stack = [self._node[name] for name in roots if name in self._node]
+        seen: set[str] = set()
+        while stack:
+            node = stack.pop()
+            if node not in seen:
+                seen.add(node)
+                if node not in ends:
+                    stack.extend(self._parents[node])
+        return {name for node in seen for name in self._names.get(node, ())}
 
 
 def reachable(outputs: list[mx.array], parameters: dict[str, mx.array]) -> set[str]:

@@ -14,9 +14,11 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_nb.engine.context import ACTIVE
+from mlx_nb.engine.crossing import Crossing
 from mlx_nb.engine.kv import (
     KVEntry,
     advance_ghost,
+    empty_ghost,
     is_kv_entry,
     make_kv_cache,
     offset_of,
@@ -57,7 +59,7 @@ class Pass:
     start: int
     stop: int
     final: bool
-    received: Tree = None
+    crossing: Crossing
     through: Tree = None
     done_layers: set[int] = field(default_factory=set)
     arrival: Arrival | None = None
@@ -137,13 +139,19 @@ class Run:
         """One pass; on the last rank the last position's logits ``[1, V]``, if they are needed."""
         index = self.current.index + 1 if self.current else 0
         began = time.perf_counter()
-        self.current = Pass(index=index, phase=phase, start=start, stop=stop, final=final, began=began)
+        crossing = self.stage.crossing(self.kv)
+        self.current = Pass(
+            index=index, phase=phase, start=start, stop=stop, final=final, crossing=crossing, began=began
+        )
         if self.probe:
             self.probe.begin_pass()
         inputs = mx.array(self.tokens[start:stop])[None]  # [B 1, L]
         output = self.stage.model(inputs, cache=self.kv)  # [B 1, L, V], evaluated only where it is used
         options = self.request.options
         if options.kv_bits is not None:
+            for place, entry in enumerate(self.kv):
+                if place not in self._owned:
+                    empty_ghost(entry)
             quantize_kv_cache(self.kv, options.quantized_kv_start, options.kv_group_size, options.kv_bits)
         for place, entry in enumerate(self.kv):
             if place not in self._owned:
@@ -222,27 +230,31 @@ class Run:
 
     # What the stubs ask (engine/context.py) ---------------------------------------------------------
 
-    def received(self) -> Tree:
+    def received(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tree:
         """The value to go on with where the layers live elsewhere."""
         now = self._pass()
         if now.through is not None:
             return now.through
-        if now.received is None:
+        if now.arrival is None:
             source = self.stage.rank - 1
             now.arrival = self.wait_for(source, "the hidden state")
-            now.received = now.arrival.value
+            received = now.arrival.value
             if self.probe:
-                now.received = self.probe.crossed("recv", now.received, now.arrival)
-        return now.received
+                received = self.probe.crossed("recv", received, now.arrival)
+            now.crossing.take(received)
+            self._owned |= now.crossing.filled
+        return now.crossing.before(index, args, kwargs)
 
-    def deliver(self, value: Tree) -> Tree:
-        """Send the last owned layer's whole return value to the next rank."""
+    def deliver(self, value: Tree, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tree:
+        """Send the last owned layer's whole return value, and what is forwarded with it, to the next rank."""
         now = self._pass()
+        hop = now.crossing.pack(value, args, kwargs)
         if self.probe:
-            value = self.probe.crossed("send", value, None)
+            hop = self.probe.crossed("send", hop, None)
+            value = now.crossing.value_in(hop)
         # Everything this rank owes the pass is computed here: the hop, and KV states it does not hang on.
-        mx.eval(arrays_of(value), self._kv_arrays())
-        self.stage.transport.send(self.stage.rank + 1, self.request.run_id, value)
+        mx.eval(arrays_of(hop), self._kv_arrays())
+        self.stage.transport.send(self.stage.rank + 1, self.request.run_id, hop)
         now.through = value
         return value
 
@@ -257,9 +269,10 @@ class Run:
         self._owned.update(places)
         self.layer_places[index] = places
 
-    def layer_done(self, index: int) -> None:
+    def layer_done(self, index: int, value: Tree) -> None:
         """An owned layer has returned."""
         self._pass().done_layers.add(index)
+        self._pass().crossing.returned(index, value)
 
     # What others may ask --------------------------------------------------------------------------
 

@@ -10,6 +10,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlx_nb.engine.crossing import Crossing
+from mlx_nb.engine.cuts import choose_counts, legal_cuts
 from mlx_nb.engine.hooks import Hooks
 from mlx_nb.engine.kv_read import named_arrays, read_entry
 from mlx_nb.engine.layers import layer_paths, named_modules, transformer_layers
@@ -23,7 +25,6 @@ from mlx_nb.engine.loading import (
 )
 from mlx_nb.engine.prompt import Prompter
 from mlx_nb.engine.pytree import like
-from mlx_nb.engine.rehearse import rehearse
 from mlx_nb.engine.run import Run
 from mlx_nb.engine.stubs import install_stubs
 from mlx_nb.engine.summary import Sizes
@@ -32,7 +33,7 @@ from mlx_nb.engine.transport import Transport
 from mlx_nb.shared.errors import RunError
 from mlx_nb.shared.kv_report import KVReport
 from mlx_nb.shared.loaded import LoadedShard
-from mlx_nb.shared.plan import split_layers
+from mlx_nb.shared.plan import Shard, split_layers
 from mlx_nb.shared.request import RunRequest
 
 # Small chunks overlap over the ranks and keep an interrupt short on a CPU; Metal wants larger ones.
@@ -74,17 +75,13 @@ class Stage:
         self.config = text_config(read_config(folder))
         self.model = build_model(folder, trust_remote_code=trust_remote_code)
         layers = transformer_layers(self.model)
-        self.shard = split_layers(len(layers), self.size, split, model=name)[self.rank]
+        wanted = split_layers(len(layers), self.size, split, model=name)
         self.model, self.dtype = set_compute_dtype(self.model, dtype)
-        layers = transformer_layers(self.model)
-        self._name_modules(layers)
-        rehearsal = rehearse(self.model)
-        self.repeated = frozenset(path for path, times in rehearsal.calls.items() if times > 1)
-        self.order = tuple(rehearsal.calls)
-        before = None if self.shard.is_first else self._layer_paths[self.shard.layers.start - 1]
-        received = like(rehearsal.returned[before]) if before is not None else None
-        install_stubs(layers, self.shard.layers)
-        self.owned = owned_parameters(self.model, received, is_last=self.shard.is_last)
+        self._place(wanted, even=split == "even")
+        received = None if self.shard.is_first else like(self.cuts.message(self.shard.layers.start))
+        self.owned = owned_parameters(
+            self.model, received, make_crossing=self.crossing, is_last=self.shard.is_last
+        )
         self.weight_bytes = materialise(self.owned, folder)
         mx.clear_cache()
         self.load_s = time.perf_counter() - began
@@ -102,6 +99,29 @@ class Stage:
             kv_heads=int(self.config.get("num_key_value_heads", heads) or 0),
             vocabulary=self.prompter.vocabulary,
         )
+
+    def _place(self, wanted: Sequence[Shard], *, even: bool) -> None:
+        """Take this rank's place in the model: legal cuts, names, stubs. No weight is read.
+
+        Raises:
+            PlanError: The model cannot be cut there.
+        """
+        layers = transformer_layers(self.model)
+        self._name_modules(layers)
+        self.cuts = legal_cuts(self.model)
+        counts = [len(shard.layers) for shard in wanted]
+        counts, self.split_reason = choose_counts(self.cuts, counts, even=even, model=self.name)
+        self.shards = split_layers(len(layers), self.size, counts, model=self.name)
+        self.shard = self.shards[self.rank]
+        calls = self.cuts.rehearsal.calls
+        self.repeated = frozenset(path for path, times in calls.items() if times > 1)
+        self.order = tuple(calls)
+        install_stubs(layers, self.shard.layers)
+
+    def crossing(self, kv: list[Any]) -> Crossing:
+        """What one pass takes over from the rank before, and owes the rank after."""
+        start, stop = self.shard.layers.start, self.shard.layers.stop
+        return Crossing(start, self.cuts.forwards.get(start), self.cuts.forwards.get(stop), kv)
 
     def _name_modules(self, layers: list[Any]) -> None:
         paths = layer_paths(self.model)

@@ -14,6 +14,7 @@ from typing import Any
 import mlx.nn as nn
 
 from mlx_nb.engine.context import ACTIVE, PassContext
+from mlx_nb.engine.kv import fill_ghosts
 from mlx_nb.shared.errors import RunError
 
 _SLOT = "_mlx_nb_slot"
@@ -59,12 +60,14 @@ def stub_class(base: Any) -> type:
                 "Use pipe.generate(…) or pipe.logits(…), which run all ranks together.",
             )
         if slot.index < slot.owned.start or slot.index >= slot.owned.stop:
-            return run.received()
+            value = run.received(slot.index, args, kwargs)
+            fill_ghosts([*args, *kwargs.values()])
+            return value
         run.saw_kv(slot.index, [*args, *kwargs.values()])
         value = base.__call__(self, *args, **kwargs)
-        run.layer_done(slot.index)
+        run.layer_done(slot.index, value)
         if slot.index == slot.owned.stop - 1 and slot.index < slot.num_layers - 1:
-            return run.deliver(value)
+            return run.deliver(value, args, kwargs)
         return value
 
     return type(
