@@ -70,12 +70,14 @@ def _expand(wanted: str, prefix: str) -> list[str]:
 
 
 def _suggest(wanted: str, known: Sequence[str], prefix: str) -> str:
+    """The nearest module, with the kind that was asked for: kinds alone are alike everywhere."""
     parent = prefix.rpartition(".")[0]
-    shown = [name.removeprefix(f"{parent}.") if parent else name for name in known]
-    near = difflib.get_close_matches(wanted.removeprefix(f"{parent}."), shown, n=1, cutoff=0.5)
+    stem, _, kind = wanted.removeprefix(f"{parent}.").rpartition(".")
+    modules = [name.rpartition(".")[0].removeprefix(f"{parent}." if parent else "") for name in known]
+    near = difflib.get_close_matches(stem, modules, n=1, cutoff=0.5)
     if not near:
         return "Type: dbg.where() to see the modules here."
-    head, _, tail = near[0].removesuffix(f".{OUTPUT}").rpartition(".")
+    head, _, tail = near[0].rpartition(".")
     alias = f"{head}.attn_out" if tail in _ATTENTION else f"{head}.mlp_out" if tail in _MLP else ""
-    also = f" (alias {alias})" if alias and near[0].endswith(OUTPUT) else ""
-    return f"Did you mean {near[0]}{also}?"
+    also = f" (alias {alias})" if alias and kind == OUTPUT else ""
+    return f"Did you mean {near[0]}.{kind}{also}?"
