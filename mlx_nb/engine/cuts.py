@@ -20,8 +20,7 @@ from mlx_nb.engine.layers import layer_paths, transformer_layers
 from mlx_nb.engine.pytree import Tree, arrays_of
 from mlx_nb.engine.reach import Graph
 from mlx_nb.engine.rehearse import Key, Place, Rehearsal, rehearse
-from mlx_nb.shared.errors import PlanError
-from mlx_nb.shared.plan import split_evenly
+from mlx_nb.shared.legal import LegalCuts
 from mlx_nb.shared.text import format_layers
 
 
@@ -95,9 +94,10 @@ class Cuts:
         """The layers that a rank may begin with, besides layer 0."""
         return tuple(sorted(self.forwards))
 
-    def near(self, cut: int, count: int = 2) -> list[int]:
-        """The legal cuts nearest to one that is not, in order."""
-        return sorted(sorted(self.legal, key=lambda other: (abs(other - cut), other))[:count])
+    @property
+    def plain(self) -> LegalCuts:
+        """The same as plain data, which travels."""
+        return LegalCuts(num_layers=self.num_layers, legal=self.legal, refused=self.refused)
 
     def message(self, cut: int) -> Tree:
         """What crosses at a legal cut in the rehearsed pass."""
@@ -140,58 +140,6 @@ def legal_cuts(model: nn.Module) -> Cuts:
         else:
             refused[cut] = found
     return Cuts(num_layers=count, forwards=forwards, refused=refused, rehearsal=seen, paths=paths)
-
-
-def choose_counts(cuts: Cuts, counts: list[int], *, even: bool, model: str) -> tuple[list[int], str]:
-    """Layers per rank at legal cuts.
-
-    An even split is moved to the nearest legal cuts; one that was asked for is taken or refused.
-
-    Returns:
-        The layers per rank, and what to say about them ("" if nothing).
-
-    Raises:
-        PlanError: A cut that was asked for is not legal, or there are too few legal ones.
-    """
-    wanted = [sum(counts[: rank + 1]) for rank in range(len(counts) - 1)]
-    illegal = [cut for cut in wanted if cut not in cuts.forwards]
-    if not illegal:
-        return counts, ""
-    ranks = len(counts)
-    if len(cuts.legal) < ranks - 1:
-        most = len(cuts.legal) + 1
-        raise PlanError(
-            f"{model} cannot be divided over {ranks} ranks. {cuts.refused[illegal[0]]}",
-            f"Load it on {most} rank{'s' if most > 1 else ''}: %mlx_load {model} --ranks {most}",
-        )
-    moved = _nearest(wanted, cuts.legal)
-    better = [b - a for a, b in zip([0, *moved], [*moved, cuts.num_layers], strict=True)]
-    shown = ",".join(map(str, better))
-    if not even:
-        near = ", ".join(map(str, cuts.near(illegal[0])))
-        raise PlanError(
-            f"{cuts.refused[illegal[0]]} Legal cuts near: {near}.", f"Type: %mlx_load {model} --split {shown}"
-        )
-    return better, f"as even as the model allows: {shown}. {cuts.refused[illegal[0]]}"
-
-
-def even_counts(num_layers: int, num_ranks: int) -> list[int]:
-    """Layers per rank for an even split."""
-    return split_evenly(num_layers, num_ranks)
-
-
-def _nearest(wanted: list[int], legal: tuple[int, ...]) -> list[int]:
-    """For each wanted cut a legal one, rising, so that together they move as little as can be."""
-    best: dict[int, tuple[int, list[int]]] = {-1: (0, [])}
-    for cut in wanted:
-        reached: dict[int, tuple[int, list[int]]] = {}
-        for place, option in enumerate(legal):
-            before = [(cost, way) for last, (cost, way) in best.items() if last < place]
-            if before:
-                cost, way = min(before)
-                reached[place] = (cost + abs(option - cut), [*way, option])
-        best = reached
-    return min(best.values())[1]
 
 
 def _why_not_at_all(layers: list[nn.Module], paths: tuple[str, ...], seen: Rehearsal) -> str:

@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_nb.engine.crossing import Crossing
-from mlx_nb.engine.cuts import choose_counts, legal_cuts
+from mlx_nb.engine.cuts import Cuts, legal_cuts
 from mlx_nb.engine.hooks import Hooks
 from mlx_nb.engine.kv_read import named_arrays, read_entry
 from mlx_nb.engine.layers import layer_paths, named_modules, transformer_layers
@@ -32,6 +32,7 @@ from mlx_nb.engine.transfer import as_numpy
 from mlx_nb.engine.transport import Transport
 from mlx_nb.shared.errors import RunError
 from mlx_nb.shared.kv_report import KVReport
+from mlx_nb.shared.legal import choose_counts
 from mlx_nb.shared.loaded import LoadedShard
 from mlx_nb.shared.plan import Shard, split_layers
 from mlx_nb.shared.request import RunRequest
@@ -77,7 +78,7 @@ class Stage:
         layers = transformer_layers(self.model)
         wanted = split_layers(len(layers), self.size, split, model=name)
         self.model, self.dtype = set_compute_dtype(self.model, dtype)
-        self._place(wanted, even=split == "even")
+        self._place(legal_cuts(self.model), wanted, even=split == "even")
         received = None if self.shard.is_first else like(self.cuts.message(self.shard.layers.start))
         self.owned = owned_parameters(
             self.model, received, make_crossing=self.crossing, is_last=self.shard.is_last
@@ -100,17 +101,17 @@ class Stage:
             vocabulary=self.prompter.vocabulary,
         )
 
-    def _place(self, wanted: Sequence[Shard], *, even: bool) -> None:
-        """Take this rank's place in the model: legal cuts, names, stubs. No weight is read.
+    def _place(self, cuts: Cuts, wanted: Sequence[Shard], *, even: bool) -> None:
+        """Take this rank's place in the model: layers, names, stubs. No weight is read.
 
         Raises:
             PlanError: The model cannot be cut there.
         """
         layers = transformer_layers(self.model)
         self._name_modules(layers)
-        self.cuts = legal_cuts(self.model)
+        self.cuts = cuts
         counts = [len(shard.layers) for shard in wanted]
-        counts, self.split_reason = choose_counts(self.cuts, counts, even=even, model=self.name)
+        counts, self.split_reason = choose_counts(cuts.plain, counts, even=even, model=self.name)
         self.shards = split_layers(len(layers), self.size, counts, model=self.name)
         self.shard = self.shards[self.rank]
         calls = self.cuts.rehearsal.calls
@@ -171,6 +172,7 @@ class Stage:
             modules=tuple((path, type(module).__name__) for path, module in named_modules(self.model)),
             order=self.order,
             parameters=tuple(self.owned),
+            split_reason=self.split_reason,
         )
 
     # Runs ---------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ class LoadedShard:
         modules: Path and class name of every module of the whole model.
         order: Module paths in the order in which one pass first calls them.
         parameters: Names of the parameters that this rank holds.
+        split_reason: Why the cuts are not where an even split would have them; empty if they are.
     """
 
     name: str
@@ -48,3 +49,4 @@ class LoadedShard:
     modules: tuple[tuple[str, str], ...]
     order: tuple[str, ...]
     parameters: tuple[str, ...]
+    split_reason: str = ""

@@ -1,0 +1,77 @@
+"""Which cuts a model allows, as plain data, and how a split keeps to them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from mlx_nb.shared.errors import PlanError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LegalCuts:
+    """Where a model may be cut.
+
+    Attributes:
+        num_layers: Layers in the whole model; a cut before layer i has i from 1 to num_layers - 1.
+        legal: The layers that a rank may begin with, besides layer 0, rising.
+        refused: Why each of the others is none, as a sentence.
+    """
+
+    num_layers: int
+    legal: tuple[int, ...]
+    refused: dict[int, str] = field(default_factory=dict)
+
+    def near(self, cut: int, count: int = 2) -> list[int]:
+        """The legal cuts nearest to one that is not, rising."""
+        return sorted(sorted(self.legal, key=lambda other: (abs(other - cut), other))[:count])
+
+
+def choose_counts(
+    cuts: LegalCuts, counts: Sequence[int], *, even: bool, model: str
+) -> tuple[list[int], str]:
+    """Layers per rank at legal cuts.
+
+    An even split is moved to the nearest legal cuts; one that was asked for is taken or refused.
+
+    Args:
+        cuts: Where the model may be cut.
+        counts: Layers per rank, rank 0 first; they cover the model.
+        even: Whether they were worked out and not asked for.
+        model: The model's name, for errors.
+
+    Returns:
+        The layers per rank, and what to say about them ("" if they are as they were).
+
+    Raises:
+        PlanError: A cut that was asked for is not legal, or there are too few legal ones.
+    """
+    wanted = [sum(counts[: rank + 1]) for rank in range(len(counts) - 1)]
+    illegal = [cut for cut in wanted if cut in cuts.refused]
+    if not illegal:
+        return list(counts), ""
+    why, most = cuts.refused[illegal[0]], len(cuts.legal) + 1
+    if most < len(counts):
+        raise PlanError(
+            f"{model} cannot be divided over {len(counts)} ranks. {why}",
+            f"Load it on {most} rank{'s' if most > 1 else ''}: %mlx_load {model} --ranks {most}",
+        )
+    moved = _nearest(wanted, cuts.legal)
+    better = [stop - start for start, stop in zip([0, *moved], [*moved, cuts.num_layers], strict=True)]
+    shown = ",".join(map(str, better))
+    if not even:
+        near = ", ".join(map(str, cuts.near(illegal[0])))
+        raise PlanError(f"{why} Legal cuts near: {near}.", f"Type: %mlx_load {model} --split {shown}")
+    return better, f"as even as the model allows: {shown}. {why}"
+
+
+def _nearest(wanted: Sequence[int], legal: Sequence[int]) -> list[int]:
+    """For each wanted cut a legal one, rising, so that together they move as little as can be."""
+    best: dict[int, tuple[int, list[int]]] = {-1: (0, [])}
+    for cut in wanted:
+        reached: dict[int, tuple[int, list[int]]] = {}
+        for place, option in enumerate(legal):
+            before = [(cost, way) for last, (cost, way) in best.items() if last < place]
+            if before:
+                cost, way = min(before)
+                reached[place] = (cost + abs(option - cut), [*way, option])
+        best = reached
+    return min(best.values())[1]
