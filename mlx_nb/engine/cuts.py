@@ -254,9 +254,10 @@ class _Finder:
         if not readers:
             return f"A cut before layer {cut} separates the model's end from what {whose} made for it."
         who = format_layers(range(readers[0], readers[-1] + 1))
-        if any(set(leaks) & read and max(read) >= cut for read in self.seen.readers.values()):
-            return f"A cut before layer {cut} separates {who}, which read the KV cache of {whose}."
-        return f"A cut before layer {cut} separates {who}, which read what {whose} made besides the return value."
+        read = "which reads" if len(readers) == 1 else "which read"
+        if any(set(leaks) & handed and max(handed) >= cut for handed in self.seen.readers.values()):
+            return f"A cut before layer {cut} separates {who}, {read} the KV cache of {whose}."
+        return f"A cut before layer {cut} separates {who}, {read} what {whose} made besides the return value."
 
 
 def _layers_of(parameters: dict[str, mx.array], paths: tuple[str, ...]) -> dict[str, int]:

@@ -114,6 +114,13 @@ class Ranks:
         return spy.seen
 
 
+def splits_of(count: int) -> list[list[int]]:
+    """The splits that the sweep tries: every cut on two ranks, several on three, one layer a rank."""
+    two = [[cut, count - cut] for cut in range(1, count)]
+    three = [[1, 1, count - 2], [count - 2, 1, 1], [count - 2 * (count // 3), count // 3, count // 3]]
+    return [*two, *three, [1] * count]
+
+
 def drive(runs: list[Run]) -> None:
     """Let every run go on in turn until all have ended."""
     idle = 0

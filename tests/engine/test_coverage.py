@@ -16,7 +16,7 @@ from mlx_nb.shared.errors import PlanError
 from mlx_nb.shared.legal import choose_counts
 from mlx_nb.shared.plan import split_evenly
 from tests.engine.architectures import CONFIGS, NOT_RUN, REFUSED, WINDOW, build_blank, installed
-from tests.engine.in_memory import CHUNK, PROMPT, Ranks, difference, one_process
+from tests.engine.in_memory import CHUNK, PROMPT, Ranks, difference, one_process, splits_of
 
 # Below the window, so that a ring is seen before it is full.
 SMALL = 3
@@ -72,9 +72,7 @@ def test_every_cut_of_every_architecture_is_exact(name: str) -> None:
 
     assert not ranks.cuts.refused
     assert np.abs(wanted[-1]).max() > 0
-    splits = [[cut, count - cut] for cut in range(1, count)]
-    splits += [[1, 1, count - 2], [count - 2, 1, 1], [count - 2 * (count // 3), count // 3, count // 3]]
-    for counts in [*splits, [1] * count]:
+    for counts in splits_of(count):
         assert difference(wanted, ranks.passes(counts)) == 0.0, counts
     small = one_process(ranks.models[0], SMALL)
     assert difference(small, ranks.passes([count - count // 2, count // 2], SMALL)) == 0.0
