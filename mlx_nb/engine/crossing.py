@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_nb.engine.cuts import Forward, message
+from mlx_nb.engine.cuts import Cuts, Forward, message
 from mlx_nb.engine.kv import KVEntry, parts_of, unwatch, watch_writes
 from mlx_nb.engine.pytree import Tree, map_arrays
 from mlx_nb.engine.rehearse import Key, Place, overwrite, passed_objects
@@ -49,6 +49,11 @@ class Crossing:
         self._shared: dict[Key, Tree] = {}
         for place in self.outgoing.writes:
             watch_writes(self._part(place), partial(self._wrote, place))
+
+    @classmethod
+    def of(cls, cuts: Cuts, owned: range, kv: list[KVEntry]) -> "Crossing":
+        """A pass on a rank that holds the layers `owned`."""
+        return cls(owned.start, cuts.forwards.get(owned.start), cuts.forwards.get(owned.stop), kv)
 
     @classmethod
     def alone(cls, kv: list[KVEntry]) -> "Crossing":

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import dequantize_model
 
 from mlx_nb.engine.context import ACTIVE
+from mlx_nb.engine.crossing import Crossing
+from mlx_nb.engine.cuts import Cuts, legal_cuts
 from mlx_nb.engine.hooks import Hooks
 from mlx_nb.engine.kv import make_kv_cache, state_arrays
 from mlx_nb.engine.layers import layer_paths, named_modules, transformer_layers
 from mlx_nb.engine.loading import owned_parameters, text_config
 from mlx_nb.engine.pytree import arrays_of, like
-from mlx_nb.engine.rehearse import rehearse
 from mlx_nb.engine.resolve import resolve_model
 from mlx_nb.engine.stubs import install_stubs, remove_stubs
 from mlx_nb.engine.summary import Sizes
@@ -62,7 +64,8 @@ def sizes_of(name: str, folder: Path, *, context: int, native: bool) -> ModelSiz
     layers = transformer_layers(model)
     paths = layer_paths(model)
     weights = {id(layer): _nbytes(layer) for layer in layers}
-    first, last = _ends(model, layers, [paths[id(layer)] for layer in layers])
+    cuts = legal_cuts(model)
+    first, last = _ends(model, layers, [paths[id(layer)] for layer in layers], cuts)
     return ModelSizes(
         model=name,
         layers=tuple(weights[id(layer)] for layer in layers),
@@ -73,6 +76,7 @@ def sizes_of(name: str, folder: Path, *, context: int, native: bool) -> ModelSiz
         hidden_size=int(text_config(config).get("hidden_size", 0) or 0),
         dtype=dtype,
         notes=tuple(notes),
+        refused=tuple(cuts.refused.get(layer, "") for layer in range(len(layers))),
     )
 
 
@@ -80,23 +84,26 @@ def _nbytes(module: nn.Module) -> int:
     return sum(value.nbytes for _, value in tree_flatten(module.parameters()))
 
 
-def _ends(model: nn.Module, layers: list[nn.Module], paths: list[str]) -> tuple[int, int]:
+def _ends(model: nn.Module, layers: list[nn.Module], paths: list[str], cuts: Cuts) -> tuple[int, int]:
     """Bytes outside the layers that the first rank reads, and the last: by the graph, not by names."""
-    if len(layers) < 2:
+    if not cuts.legal:
         outside = _nbytes(model) - sum(map(_nbytes, layers))
         return outside, 0
-    received = like(rehearse(model).returned[paths[-2]])
+    first, last = cuts.legal[0], cuts.legal[-1]
     ends = []
-    for owned, given, is_last in (
-        (range(1), None, False),
-        (range(len(layers) - 1, len(layers)), received, True),
-    ):
+    for owned in (range(first), range(last, len(layers))):
+        is_last = owned.start > 0
         install_stubs(layers, owned)
         try:
-            names = owned_parameters(model, given, is_last=is_last)
+            names = owned_parameters(
+                model,
+                like(cuts.message(last)) if is_last else None,
+                make_crossing=partial(Crossing.of, cuts, owned),
+                is_last=is_last,
+            )
         finally:
             remove_stubs(layers)
-        inside = f"{paths[owned.start]}."
+        inside = tuple(f"{paths[layer]}." for layer in owned)
         ends.append(sum(value.nbytes for name, value in names.items() if not name.startswith(inside)))
     return ends[0], ends[1]
 

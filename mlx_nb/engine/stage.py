@@ -121,8 +121,7 @@ class Stage:
 
     def crossing(self, kv: list[Any]) -> Crossing:
         """What one pass takes over from the rank before, and owes the rank after."""
-        start, stop = self.shard.layers.start, self.shard.layers.stop
-        return Crossing(start, self.cuts.forwards.get(start), self.cuts.forwards.get(stop), kv)
+        return Crossing.of(self.cuts, self.shard.layers, kv)
 
     def _name_modules(self, layers: list[Any]) -> None:
         paths = layer_paths(self.model)

@@ -25,9 +25,7 @@ class LegalCuts:
         return sorted(sorted(self.legal, key=lambda other: (abs(other - cut), other))[:count])
 
 
-def choose_counts(
-    cuts: LegalCuts, counts: Sequence[int], *, even: bool, model: str
-) -> tuple[list[int], str]:
+def choose_counts(cuts: LegalCuts, counts: Sequence[int], *, even: bool, model: str) -> tuple[list[int], str]:
     """Layers per rank at legal cuts.
 
     An even split is moved to the nearest legal cuts; one that was asked for is taken or refused.
@@ -60,7 +58,7 @@ def choose_counts(
     if not even:
         near = ", ".join(map(str, cuts.near(illegal[0])))
         raise PlanError(f"{why} Legal cuts near: {near}.", f"Type: %mlx_load {model} --split {shown}")
-    return better, f"as even as the model allows: {shown}. {why}"
+    return better, f"moved to the nearest legal cuts, {shown}. {why}"
 
 
 def _nearest(wanted: Sequence[int], legal: Sequence[int]) -> list[int]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from mlx_nb.shared.legal import LegalCuts
 from mlx_nb.shared.text import format_size, format_table
 
 
@@ -20,6 +21,7 @@ class ModelSizes:
         hidden_size: D.
         dtype: What it is computed in.
         notes: What a reader should know, such as a conversion at load.
+        refused: For each layer, why no rank may begin with it; "" where one may. Empty if not known.
     """
 
     model: str
@@ -31,6 +33,14 @@ class ModelSizes:
     hidden_size: int
     dtype: str
     notes: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
+
+    @property
+    def cuts(self) -> LegalCuts:
+        """Where the model may be cut."""
+        whys = {layer: why for layer, why in enumerate(self.refused) if why}
+        legal = tuple(layer for layer in range(1, len(self.layers)) if layer not in whys)
+        return LegalCuts(num_layers=len(self.layers), legal=legal, refused=whys)
 
     def weight_bytes(self, start: int, stop: int) -> int:
         """Weight bytes of a rank with the layers from start to stop."""

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 from mlx_nb.shared.errors import PlanError
 from mlx_nb.shared.ids import LayerIndex, Rank
+from mlx_nb.shared.legal import choose_counts
 from mlx_nb.shared.model_sizes import ModelSizes
 from mlx_nb.shared.text import format_layers, format_size, format_table
 
@@ -227,7 +228,10 @@ def make_plan(
         reason = "in proportion to each rank's memory, embedding, head and KV caches counted"
     else:
         counts = split
-    cut = split_layers(count, len(hosts), counts, model=sizes.model)
+    asked = [len(shard.layers) for shard in split_layers(count, len(hosts), counts, model=sizes.model)]
+    legal, moved = choose_counts(sizes.cuts, asked, even=isinstance(split, str), model=sizes.model)
+    reason = f"{reason}; {moved}" if moved else reason
+    cut = split_layers(count, len(hosts), legal, model=sizes.model)
     shards = tuple(
         replace(
             shard,
@@ -276,11 +280,13 @@ def split_by_memory(sizes: ModelSizes, memories: Sequence[int]) -> list[int]:
         for start, (worst, _) in best[-1].items():
             stops = [count] if rank == ranks - 1 else range(start + 1, count - (ranks - rank - 1) + 1)
             for stop in stops:
-                if stop <= start:
+                if stop <= start or stop in sizes.cuts.refused:
                     continue
                 value = max(worst, fullness(rank, start, stop))
                 if stop not in reached or value < reached[stop][0]:
                     reached[stop] = (value, start)
+        if not reached:  # too few legal cuts: an even split says so
+            return split_evenly(count, ranks)
         best.append(reached)
     ends = [count]
     for rank in range(ranks, 0, -1):

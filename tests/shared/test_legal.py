@@ -33,7 +33,7 @@ def test_an_even_split_moves_to_the_nearest_legal_cuts_and_says_so() -> None:
     counts, why = choose_counts(SHARED, [8, 8, 7, 7], even=True, model="m")
 
     assert counts == [8, 5, 1, 16]
-    assert why.startswith("as even as the model allows: 8,5,1,16. A cut before layer 16 separates")
+    assert why.startswith("moved to the nearest legal cuts, 8,5,1,16. A cut before layer 16 separates")
 
 
 def test_too_few_legal_cuts_are_too_many_ranks() -> None:
