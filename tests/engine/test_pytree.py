@@ -8,11 +8,19 @@ from mlx_nb.engine.pytree import arrays_of, flatten, like, unflatten
 from mlx_nb.shared.errors import ModelError
 
 import mlx.core as mx  # isort: skip
+import mlx.nn as nn  # isort: skip
 
 
 class Pair(NamedTuple):
-    first: int
-    second: int
+    first: Any
+    second: Any
+
+
+class Holder:
+    """Keeps its state in attributes, as kimi's residual blocks do."""
+
+    def __init__(self, held: Any) -> None:
+        self.held = held
 
 
 def trees() -> list[Any]:
@@ -24,6 +32,7 @@ def trees() -> list[Any]:
         {"h": a, "more": {"v": [b, 1, 2.5, "text", True, None]}},
         (a, (), [], {}),
         {1: a},
+        Pair(a, [b]),
         None,
     ]
 
@@ -50,6 +59,23 @@ def test_a_tree_comes_back_as_it_was(tree: Any) -> None:
     assert not same((tree,), [tree])  # the control: a tuple is no list
 
 
+def test_an_object_crosses_as_its_attributes() -> None:
+    header, arrays = flatten([Holder((mx.array([1, 2]), 3))])
+
+    (found,) = unflatten(header, arrays)
+
+    assert type(found) is Holder
+    assert found.held[0].tolist() == [1, 2]
+    assert found.held[1] == 3
+
+
+def test_an_object_of_an_unknown_class_is_named() -> None:
+    header, arrays = flatten(Holder(1))
+
+    with pytest.raises(ModelError, match=r"sent a \S+\.Nobody, which this rank does not know"):
+        unflatten(header.replace("Holder", "Nobody"), arrays)
+
+
 def test_arrays_keep_their_order() -> None:
     a, b, c = mx.array(1), mx.array(2), mx.array(3)
 
@@ -67,7 +93,7 @@ def test_like_has_the_shapes_and_comes_from_nowhere() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [Pair(1, 2), {1, 2}, object(), lambda: None], ids=lambda v: type(v).__name__
+    "value", [{1, 2}, object(), nn.Linear(2, 2), lambda: None], ids=lambda v: type(v).__name__
 )
 def test_what_cannot_cross_is_refused(value: Any) -> None:
     with pytest.raises(ModelError, match=f"returned a {type(value).__name__}, which cannot cross"):
