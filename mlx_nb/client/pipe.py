@@ -11,7 +11,7 @@ import numpy as np
 from mlx_nb.client.current import current
 from mlx_nb.client.generation import Generation, Piece
 from mlx_nb.client.streaming import FreeRun
-from mlx_nb.shared.errors import NoModelError, OptionError, PromptError
+from mlx_nb.shared.errors import ClusterError, NoModelError, OptionError, PromptError
 from mlx_nb.shared.ids import Rank
 from mlx_nb.shared.kv_report import KVReport
 from mlx_nb.shared.loaded import LoadedShard
@@ -308,6 +308,12 @@ class Pipe:
             current.pipe = self.cluster.pipes[-1] if self.cluster.pipes else None
 
     def _check(self) -> None:
+        if ended := self.cluster.remote.ended:
+            when = ended.rpartition(" at ")[2].rstrip(".")
+            raise ClusterError(
+                f"This pipe's cluster {self.cluster.name} ended at {when}.",
+                f"Type: %mlx_cluster start, then %mlx_load {self.name} (next time: --keep 8h).",
+            )
         if self._unloaded:
             raise NoModelError(f"This pipe ({self.name}) was unloaded.", f"Type: %mlx_load {self.name}")
 

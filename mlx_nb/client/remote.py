@@ -14,7 +14,14 @@ from typing import Any, Protocol
 import ipyparallel as ipp
 from ipyparallel.serialize import deserialize_object
 
-from mlx_nb.shared.errors import ClusterError, MlxNbError, RankLostError, RankSilentError, RunError
+from mlx_nb.shared.errors import (
+    ClusterError,
+    MlxNbError,
+    RankLostError,
+    RankSilentError,
+    RunAbortedError,
+    RunError,
+)
 from mlx_nb.shared.failure import Failure, RankTraceback
 from mlx_nb.shared.ids import EngineId, Rank
 from mlx_nb.shared.spec import RankInfo
@@ -157,6 +164,9 @@ class Remote:
         outcomes = [_outcome(one) for one in pending]
         gone = self.lost() | {one.rank for one, what in zip(pending, outcomes, strict=True) if what is _Lost}
         failures = [what for what in outcomes if isinstance(what, Failure)]
+        failures.sort(
+            key=lambda failure: isinstance(failure.error, RunAbortedError)
+        )  # the cause before its echoes
         unanswered = any(what is _Lost or what is _Running for what in outcomes)
         if gone and (unanswered or any(isinstance(f.error, RunError | ClusterError) for f in failures)):
             # A lost rank is the cause, and a run that failed the consequence; a user's mistake stays one.

@@ -28,7 +28,7 @@ from mlx_nb.shared.errors import (
 )
 from mlx_nb.shared.outcome import Outcome
 from mlx_nb.shared.strides import Stride
-from mlx_nb.shared.text import format_size
+from mlx_nb.shared.text import format_layers, format_size
 
 SILENCE_S = 10.0
 SPIN_S = 0.0005
@@ -67,9 +67,10 @@ class Driver:
                     state = self._switch(run)
             except RunInterruptedError:
                 return self._interrupted(run)
-            except MlxNbError:
+            except MlxNbError as error:
                 if self.interrupt.requested:
                     return self._interrupted(run)
+                self._fail(run, str(error))
                 raise
         return self._finished(run)
 
@@ -95,6 +96,9 @@ class Driver:
                         )
                     self._wait(run, state)
                     state = self._switch(run)
+        except MlxNbError as error:
+            self._fail(run, str(error))
+            raise
         finally:
             run.stage.transport.end(run.request.run_id)
         left = run.probe.stride
@@ -139,9 +143,11 @@ class Driver:
         if waited > SPIN_S:
             time.sleep(NAP_S if waited < SHORT_WAIT_S else LONG_NAP_S)
         if transport.silent_s(waiting.source) > SILENCE_S:
+            shard = run.stage.shards[waiting.source]
+            token = len(run.tokens) - len(run.request.tokens)
             raise RankSilentError(
-                f"Rank {waiting.source} has been silent for {SILENCE_S:.0f} s; "
-                f"rank {run.stage.rank} waits for {waiting.what}.",
+                f"Rank {waiting.source} ({format_layers(shard.layers)}) has been silent for {SILENCE_S:.0f} s, at token "
+                f"{token}; rank {run.stage.rank} waits for {waiting.what}.",
                 "Text so far: pipe.last.text. Type: %mlx_cluster restart",
             )
 
@@ -156,6 +162,9 @@ class Driver:
         return Outcome(kind="finished", kv=run.kv_offsets(), logits=_logits(run), **_text(run))
 
     def _fail(self, run: Run, reason: str) -> None:
+        """Give a run up and tell the others, once: whoever waits for this rank would wait for ever."""
+        if run.state == "failed":
+            return
         run.state = "failed"
         run.stage.transport.abort(run.request.run_id, f"Rank {run.stage.rank} gave the run up: {reason}")
 

@@ -24,7 +24,7 @@ from mpi4py import MPI
 
 from mlx_nb.engine.pytree import Tree, flatten, unflatten
 from mlx_nb.engine.transport import Arrival
-from mlx_nb.shared.errors import RankLostError, RunError, RunInterruptedError
+from mlx_nb.shared.errors import RankLostError, RunAbortedError, RunError, RunInterruptedError
 
 NAP_S = 0.001
 HEARTBEAT_S = 1.0
@@ -193,7 +193,7 @@ class MpiLink:
                 return  # a dead peer shows where a value is awaited from it
             self._last_seen[status.Get_source()] = time.monotonic()
             if text[0] in (_ABORT, _INTERRUPT):
-                error = RunInterruptedError if text[0] == _INTERRUPT else RunError
+                error = RunInterruptedError if text[0] == _INTERRUPT else RunAbortedError
                 reason = bytes(text[9:]).decode(errors="replace")
                 advice = "The other ranks stopped with it; the cluster still works."
                 self._aborted[int.from_bytes(text[1:9], "little")] = error(reason, advice)

@@ -94,6 +94,10 @@ class RunError(MlxNbError):
     """A run failed on a rank; `pipe.last` keeps what it had produced."""
 
 
+class RunAbortedError(RunError):
+    """Another rank gave the run up, and this one stopped with it: an echo, not the cause."""
+
+
 class RunInterruptedError(RunError):
     """Another rank was interrupted, and this one stopped with it."""
 
