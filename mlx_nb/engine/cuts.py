@@ -18,7 +18,7 @@ from mlx.utils import tree_flatten
 from mlx_nb.engine.kv import state_arrays
 from mlx_nb.engine.layers import layer_paths, transformer_layers
 from mlx_nb.engine.pytree import Tree, arrays_of
-from mlx_nb.engine.reach import Graph
+from mlx_nb.engine.reach import Graph, walk
 from mlx_nb.engine.rehearse import Key, Place, Rehearsal, rehearse
 from mlx_nb.shared.legal import LegalCuts
 from mlx_nb.shared.text import format_layers
@@ -196,7 +196,8 @@ class _Finder:
         ]
         results = [named[name] for name in self.result.union(*self.states)]
         # One array that hangs on all the others: a call takes some 900 arguments at most.
-        self.graph = Graph([mx.depends(mx.array(0.0), results)], named)
+        graph = Graph([mx.depends(mx.array(0.0), results)], named)
+        self.depends = graph.contract([name for name in named if not name.startswith("param:")])
 
     @staticmethod
     def _name(named: dict[str, mx.array], prefix: str, tree: Tree) -> set[str]:
@@ -215,7 +216,7 @@ class _Finder:
             for name in names
             if self.seen.writers.get(place, self.count) < cut
         }
-        reached = self.graph.reach(roots, {*hop, *earlier, *writes})
+        reached = walk(self.depends, roots, {*hop, *earlier, *writes})
         leaks = sorted({i for n in reached if (i := self._before(n, cut)) is not None})
         if leaks:
             return self._reason(cut, leaks, {*hop, *earlier, *writes})
@@ -247,7 +248,7 @@ class _Finder:
                 if layer in layers
                 for name in self.states[place]
             }
-            reached = self.graph.reach(roots, {*stops, *later})
+            reached = walk(self.depends, roots, {*stops, *later})
             if any(self._before(name, cut) in leaks for name in reached):
                 readers.append(layer)
         whose = f"layer{'s' if len(leaks) > 1 else ''} {_list(leaks)}"

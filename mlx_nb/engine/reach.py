@@ -7,7 +7,7 @@ which parameters the outputs depend on. A tied embedding, read through `as_linea
 import io
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Container, Iterable, Iterator
 from itertools import islice
 
 import mlx.core as mx
@@ -63,18 +63,34 @@ class Graph:
             self._node[name] = node
             self._names[node].append(name)
 
-    def reach(self, roots: Iterable[str], stops: Iterable[str]) -> set[str]:
-        """The named arrays that `roots` depend on, themselves included; the way back ends at `stops`."""
-        ends = {self._node[name] for name in stops if name in self._node}
-        stack = [self._node[name] for name in roots if name in self._node]
-        seen: set[str] = set()
-        while stack:
-            node = stack.pop()
-            if node not in seen:
-                seen.add(node)
-                if node not in ends:
-                    stack.extend(self._parents[node])
-        return {name for node in seen for name in self._names.get(node, ())}
+    def contract(self, marks: Collection[str]) -> dict[str, set[str]]:
+        """What each marked array depends on without going through another one: marks, and other named arrays."""
+        ends = {self._node[name] for name in marks if name in self._node}
+        found: dict[str, set[str]] = {}
+        for mark in marks:
+            stack = list(self._parents[self._node[mark]]) if mark in self._node else []
+            seen: set[str] = set()
+            while stack:
+                node = stack.pop()
+                if node not in seen:
+                    seen.add(node)
+                    if node not in ends:
+                        stack.extend(self._parents[node])
+            found[mark] = {name for node in seen & self._names.keys() for name in self._names[node]}
+        return found
+
+
+def walk(depends: dict[str, set[str]], roots: Iterable[str], stops: Container[str]) -> set[str]:
+    """Every name that `roots` depend on, themselves included; the way back ends at `stops`."""
+    seen: set[str] = set()
+    stack = list(roots)
+    while stack:
+        name = stack.pop()
+        if name not in seen:
+            seen.add(name)
+            if name not in stops:
+                stack.extend(depends.get(name, ()))
+    return seen
 
 
 def reachable(outputs: list[mx.array], parameters: dict[str, mx.array]) -> set[str]:
