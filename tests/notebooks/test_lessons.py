@@ -46,6 +46,20 @@ def test_the_first_lesson_answers_steps_and_stops(tmp_path: Path) -> None:
     assert "has stopped" in said["%mlx_cluster stop"]
 
 
+@pytest.mark.cluster
+def test_the_lesson_on_cuts_plans_refuses_and_measures(tmp_path: Path) -> None:
+    done = run(nbformat.read(LESSONS / "04_where_to_cut.ipynb", as_version=4), tmp_path)
+
+    said = "\n".join(text_of(cell) for cell in done.cells if cell.cell_type == "code")
+    assert "rank 0  mini1  embed, layers 0–" in said
+    assert "does not fit: rank 0 (mini0) would need" in said
+    assert "61 layers · 8 ranks · bfloat16" in said
+    assert "embed, layers 0–4" in said
+    assert "Paris" in said
+    assert "layers 5–29, norm, head" in said
+    assert "rank 0 → rank 1 · 83 KiB" in said
+
+
 def test_a_lesson_that_fails_would_be_noticed(tmp_path: Path) -> None:
     broken = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("%load_ext mlx_nb\n%mlx_generate hi")])
 
