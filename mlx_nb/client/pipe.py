@@ -128,6 +128,8 @@ class Pipe:
         )
         split = self._wishes.get("split", "even")
         reason = "even, a remainder to the first ranks" if split == "even" else "as asked for"
+        if first.split_reason:
+            reason = f"{reason}; {first.split_reason}"
         return Plan(
             model=self.name, shards=shards, hidden_size=first.hidden_size, dtype=first.dtype, reason=reason
         )
