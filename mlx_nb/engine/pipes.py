@@ -20,6 +20,7 @@ from mlx_nb.engine.interrupt import Interrupt
 from mlx_nb.engine.mpi_link import MpiLink
 from mlx_nb.engine.picture import picture_of
 from mlx_nb.engine.resolve import resolve_model
+from mlx_nb.engine.run import Run
 from mlx_nb.engine.stage import Stage
 from mlx_nb.engine.transfer import as_numpy
 from mlx_nb.shared.errors import NoModelError, RunError
@@ -133,13 +134,7 @@ def pieces(pipe_id: str, ids: Sequence[int]) -> list[str]:
 def generate(pipe_id: str, request: RunRequest) -> Outcome:
     """Take part in a free run from start to end. Called on all ranks together."""
     stage = stage_of(pipe_id)
-    run = stage.open_run(request)
-    try:
-        outcome = DRIVER.run_to_end(run)
-        _offer(stage, run.kv)
-        return outcome
-    finally:
-        stage.close_run(request.run_id)
+    return _to_end(stage, stage.open_run(request))
 
 
 def open_run(pipe_id: str, request: RunRequest) -> None:
@@ -167,13 +162,16 @@ def finish(pipe_id: str, run_id: int) -> Outcome | None:
     stage = stage_of(pipe_id)
     if run_id not in stage.runs:
         return None
-    run = stage.run(run_id)
+    return _to_end(stage, stage.run(run_id))
+
+
+def _to_end(stage: Stage, run: Run) -> Outcome:
     try:
         outcome = DRIVER.run_to_end(run)
         _offer(stage, run.kv)
         return outcome
     finally:
-        stage.close_run(run_id)
+        stage.close_run(run.request.run_id)
 
 
 def close_run(pipe_id: str, run_id: int) -> None:
