@@ -149,6 +149,9 @@ def _why_not_at_all(layers: list[nn.Module], paths: tuple[str, ...], seen: Rehea
         )
     if not all(paths):
         return "The model's layers are not among its modules, so they cannot live on different ranks."
+    if seen.odd:
+        layer, kind = next(iter(seen.odd.items()))
+        return f"Layer {layer} returns a {kind}, which cannot cross to another rank."
     times = {seen.calls[path] for path in paths}
     if times == {0}:
         return (

@@ -74,6 +74,11 @@ def build_model(folder: Path, *, trust_remote_code: bool) -> nn.Module:
         ) from error
     except MlxNbError:
         raise
+    except SystemExit as error:  # a model file that ends the process when its package is missing
+        raise ModelError(
+            f"mlx-lm's code for {folder.name} needs a package that is not installed.",
+            "Its own message is in the log: %mlx_cluster logs. Or type: %mlx_load smollm2",
+        ) from error
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
         raise ModelError(

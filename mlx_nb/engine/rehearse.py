@@ -22,7 +22,7 @@ from mlx_nb.engine.hooks import Hooks
 from mlx_nb.engine.kv import KVEntry, is_kv_entry, make_kv_cache, parts_of, unwatch, watch_writes
 from mlx_nb.engine.layers import layer_paths, transformer_layers
 from mlx_nb.engine.pytree import Tree, flatten, is_plain_object, map_arrays
-from mlx_nb.shared.errors import ModelError
+from mlx_nb.shared.errors import MlxNbError, ModelError
 
 Key = int | str
 """A layer's argument: its position, or its keyword."""
@@ -43,6 +43,7 @@ class Rehearsal:
         readers: The layers that each place of the KV cache list was handed to.
         shared: Arguments that layers change in place and do not return, as each layer left them.
         changed: Which arguments those are.
+        odd: Layers that return what cannot cross to another rank, and its class.
         output: What the model returned.
         kv: The KV cache list.
     """
@@ -55,6 +56,7 @@ class Rehearsal:
     readers: dict[int, set[int]] = field(default_factory=dict)
     shared: dict[int, dict[Key, Tree]] = field(default_factory=dict)
     changed: set[Key] = field(default_factory=set)
+    odd: dict[int, str] = field(default_factory=dict)
     output: Tree = None
     kv: list[KVEntry] = field(default_factory=list)
     _inside: list[int] = field(default_factory=list)
@@ -90,7 +92,11 @@ class Rehearsal:
                 left = map_arrays(mx.stop_gradient, item)
                 self.shared[index][key] = left
                 overwrite(item, map_arrays(mx.stop_gradient, left))
-        kept = map_arrays(mx.stop_gradient, value)
+        try:
+            kept = map_arrays(mx.stop_gradient, value)
+        except ModelError:
+            self.odd[index] = type(value).__name__
+            return value
         self.returned[path] = kept
         return map_arrays(mx.stop_gradient, kept)
 
@@ -161,8 +167,26 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             vars(module).update(attributes)
 
 
+def _cannot_run(model: nn.Module, error: Exception) -> ModelError:
+    name = type(model).__module__.rpartition(".")[2]
+    if "No Metal" in str(error):
+        return ModelError(
+            f"{name} uses Metal kernels, which this machine does not have.",
+            "Load it on a Mac with Apple silicon, or another model: %mlx_load smollm2",
+        )
+    text = " ".join(str(error).split())[:300]
+    return ModelError(
+        f"mlx-lm's code for {name} raises {type(error).__name__} in its first pass: {text}",
+        "Type: %mlx_load smollm2, or another model.",
+    )
+
+
 def rehearse(model: nn.Module) -> Rehearsal:
-    """Build one pass of a whole model (no stubs installed yet) without evaluating anything."""
+    """Build one pass of a whole model (no stubs installed yet) without evaluating anything.
+
+    Raises:
+        ModelError: The model's code fails, as some does without Metal.
+    """
     paths = layer_paths(model)
     indexes = {paths[id(layer)]: i for i, layer in reversed(list(enumerate(transformer_layers(model))))}
     rehearsal = Rehearsal(indexes, kv=make_kv_cache(model))
@@ -173,6 +197,10 @@ def rehearse(model: nn.Module) -> Rehearsal:
         token = ACTIVE.set(rehearsal)
         try:
             rehearsal.output = model(mx.zeros((1, 2), dtype=mx.int32), cache=rehearsal.kv)
+        except MlxNbError:
+            raise
+        except Exception as error:
+            raise _cannot_run(model, error) from error
         finally:
             ACTIVE.reset(token)
             hooks.release()

@@ -99,7 +99,8 @@ class Run:
         self._detokenizer = stage.prompter.detokenizer() if stage.shard.is_last else None
         # Places in `kv`, not objects: quantising replaces the objects.
         self.layer_places: dict[int, list[int]] = {}
-        self._owned: set[int] = set()
+        # A rank alone owns all of it, also where a model never calls its layers.
+        self._owned = set(range(len(self.kv))) if stage.size == 1 else set()
         self._sampler = Sampler(request.options) if stage.shard.is_last else None
         self.greenlet = greenlet.greenlet(self._body)
 

@@ -25,7 +25,7 @@ MODELS = Path(mlx_lm.models.__path__[0])
 # What cannot run here at all, and why. Everything else must be in CONFIGS.
 NOT_RUN = {
     "bitnet": "its matmul is a Metal kernel",
-    "muse_spark": "its experts are Metal kernels",
+    "muse_spark": "its rotary attention is a Metal kernel",
     "olmo": "it needs the package ai2-olmo",
 }
 
@@ -37,7 +37,7 @@ REFUSED = {
 
 _MIX = ["sliding_attention", "sliding_attention", "full_attention"] * 2
 _LINEAR = ["linear_attention", "linear_attention", "full_attention"] * 2
-_YARN: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
+_ROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
 
 _COMMON: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -192,6 +192,21 @@ _GRANITE = {
     "residual_multiplier": 0.7,
 }
 _MINICPM = {"dim_model_base": 16, "scale_depth": 1.4, "scale_emb": 2.0, "num_key_value_heads": 4}
+
+# Of those that cannot run here: enough to see that they are refused with the reason.
+METAL: dict[str, dict[str, Any]] = {
+    "bitnet": _common(),
+    "muse_spark": _text(
+        layer_types=_MIX,
+        layer_rope_theta=[10000.0] * 6,
+        rope_parameters=_ROPE,
+        moe_hidden_size=16,
+        num_shared_experts=0,
+        post_norm_eps=1e-6,
+        final_logit_softcapping=20.0,
+        output_multiplier=1.0,
+    ),
+}
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "Klear": _common(),
@@ -361,7 +376,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         time_step_rank=4,
     ),
     "mellum": _common(
-        layer_types=_MIX, rope_parameters={"full_attention": _YARN, "sliding_attention": _YARN}
+        layer_types=_MIX, rope_parameters={"full_attention": _ROPE, "sliding_attention": _ROPE}
     ),
     "mimo": _common(),
     "mimo_v2_flash": _common(
@@ -522,7 +537,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "smollm3": _common(),
     "solar_open": _common(),
     "spark2_5": _common(
-        layer_types=_MIX, rope_parameters={"full_attention": _YARN, "sliding_attention": _YARN}
+        layer_types=_MIX, rope_parameters={"full_attention": _ROPE, "sliding_attention": _ROPE}
     ),
     "stablelm": _common(use_qkv_bias=True),
     "starcoder2": _common(),
@@ -576,7 +591,7 @@ def build(name: str, seed: int = 3) -> nn.Module:
 def build_blank(name: str) -> nn.Module:
     """The same without weights of its own: they are never evaluated."""
     module: Any = importlib.import_module(f"mlx_lm.models.{name}")
-    config = {"model_type": name, **copy.deepcopy(CONFIGS[name])}
+    config = {"model_type": name, **copy.deepcopy({**CONFIGS, **METAL}[name])}
     model: nn.Module = module.Model(module.ModelArgs.from_dict(config))
     model.eval()
     return model

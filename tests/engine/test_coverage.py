@@ -3,6 +3,7 @@
 The spread runs always; all cuts of all architectures with ``python -m pytest -m soak tests/engine/test_coverage.py``.
 """
 
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -11,11 +12,12 @@ import pytest
 
 from mlx_nb.engine import run as run_module
 from mlx_nb.engine.cuts import legal_cuts
+from mlx_nb.engine.loading import build_model
 from mlx_nb.engine.transport import Loopback
-from mlx_nb.shared.errors import PlanError
+from mlx_nb.shared.errors import ModelError, PlanError
 from mlx_nb.shared.legal import choose_counts
 from mlx_nb.shared.plan import split_evenly
-from tests.engine.architectures import CONFIGS, NOT_RUN, REFUSED, WINDOW, build_blank, installed
+from tests.engine.architectures import CONFIGS, METAL, NOT_RUN, REFUSED, WINDOW, build_blank, installed
 from tests.engine.in_memory import CHUNK, PROMPT, Ranks, difference, one_process, splits_of
 
 # Below the window, so that a ring is seen before it is full.
@@ -87,6 +89,28 @@ def test_what_cannot_be_cut_is_refused_with_the_reason_before_any_weight_is_read
     with pytest.raises(PlanError, match=why) as caught:
         choose_counts(cuts.plain, counts, even=True, model=name)
     assert caught.value.fix == f"Load it on 1 rank: %mlx_load {name} --ranks 1"
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_cut_runs_on_one_rank(name: str) -> None:
+    ranks = Ranks.of(name, 1)
+
+    assert difference(one_process(ranks.models[0]), ranks.passes([ranks.cuts.num_layers])) == 0.0
+
+
+@pytest.mark.skipif(mx.metal.is_available(), reason="there is Metal here")
+@pytest.mark.parametrize("name", METAL)
+def test_what_needs_metal_says_so_before_any_weight_is_read(name: str) -> None:
+    with pytest.raises(ModelError, match=f"{name} uses Metal kernels, which this machine does not have"):
+        legal_cuts(build_blank(name))
+
+
+def test_a_model_file_that_ends_the_process_does_not_end_the_rank(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "olmo"}')
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), {"a": mx.zeros(1)})
+
+    with pytest.raises(ModelError, match="needs a package that is not installed"):
+        build_model(tmp_path, trust_remote_code=False)
 
 
 # Controls: what the suite must notice -----------------------------------------------------------------

@@ -109,6 +109,21 @@ def test_layers_that_are_one_object_are_refused() -> None:
     assert "the same layer in several places" in cuts.refused[1]
 
 
+def test_a_layer_that_returns_more_than_data_is_refused() -> None:
+    class Odd(Layer):
+        def __call__(self, x: mx.array, cache: Any = None) -> Any:
+            return len, x
+
+    class Unpacks(Base):
+        def step(self, index: int, layer: Any, h: mx.array, cache: list[Any]) -> mx.array:
+            return layer(h)[1]
+
+    cuts = legal_cuts(Unpacks([Odd() for _ in range(3)]))
+
+    assert cuts.legal == ()
+    assert cuts.refused[1] == "Layer 0 returns a tuple, which cannot cross to another rank."
+
+
 def test_a_rehearsal_leaves_a_model_as_it_was() -> None:
     model = LeaksAnAttribute([Remembers() for _ in range(6)])
 
