@@ -1,6 +1,6 @@
 """The table of architectures in the book: ``python -m tests.engine.coverage notebooks/coverage.md``.
 
-It makes a tiny random model of each, cuts it everywhere and compares with one process; some three minutes.
+It makes a tiny random model of each, cuts it everywhere and compares with one process; some four minutes.
 """
 
 import sys
