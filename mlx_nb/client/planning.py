@@ -11,8 +11,9 @@ import psutil
 
 from mlx_nb.shared import errors
 from mlx_nb.shared.errors import ModelError, OptionError
+from mlx_nb.shared.fit import make_plan, split_by_memory
 from mlx_nb.shared.model_sizes import ModelSizes, SiteRow, SiteTable
-from mlx_nb.shared.plan import Plan, make_plan, split_by_memory
+from mlx_nb.shared.plan import Plan
 from mlx_nb.shared.spec import slots_of
 
 _GIB = 2**30

@@ -7,8 +7,8 @@ import pytest
 
 import mlx_nb
 from mlx_nb.shared.errors import ModelNotFoundError, OptionError, PlanError
+from mlx_nb.shared.fit import make_plan, split_by_memory
 from mlx_nb.shared.model_sizes import ModelSizes
-from mlx_nb.shared.plan import make_plan, split_by_memory
 
 GIB = 2**30
 
