@@ -54,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo = _command(commands, "demo", _demo, "two ranks, one answer, one token step by step; stops by itself")
     demo.add_argument("question", nargs="?", default=QUESTION, help=f"({QUESTION})")
     demo.add_argument("--model", default="smollm2", help="(smollm2)")
-    add_cluster_options(demo)
+    add_cluster_options(demo, keep=False)
 
     lab = _command(commands, "lab", _lab, "copy the lessons to a folder of yours and open JupyterLab there")
     lab.add_argument("folder", nargs="?", default="mlx-nb-lessons", help="(mlx-nb-lessons)")
@@ -63,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     generate = _command(commands, "generate", _generate, "start ranks, load a model, generate, stop")
     generate.add_argument("prompt", nargs="+", help="the prompt")
     generate.add_argument("--model", default="smollm2", help="(smollm2)")
-    add_cluster_options(generate)
+    add_cluster_options(generate, keep=False)
     add_model_options(generate)
     add_generation_options(generate)
 

@@ -5,6 +5,7 @@ on at a time; the others answer questions and use no CPU.
 """
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
@@ -25,6 +26,9 @@ from mlx_nb.shared.tokens import PromptTokens
 if TYPE_CHECKING:
     from mlx_nb.client.pipe import Pipe
 
+TELL_EVERY_S = 0.2
+INTERRUPT_TIMEOUT_S = 60.0
+
 OnChange = Callable[["Debugger"], None]
 
 
@@ -38,6 +42,7 @@ class Debugger:
         done: Whether the run has come to its end.
         closed: Whether the run was given up or has ended, so that nothing is left on the ranks.
         note: What happened on the way here (an older stepper was closed), empty as a rule.
+        running: Whether a stride is under way, as far as the listeners have been told.
         preview: A small picture of the value here, packed as `shared/preview.py` says.
     """
 
@@ -50,6 +55,7 @@ class Debugger:
         self.prompt = prompt
         self.done = False
         self.closed = False
+        self.running = False
         self.preview = b""
         self.wants_preview = False
         self.listeners: list[OnChange] = []
@@ -57,6 +63,7 @@ class Debugger:
         self._remote = pipe.cluster.remote
         self._lock = threading.RLock()
         self._active = Rank(0)
+        self._stop_asked = False
         self._ranks: dict[Rank, Outcome] = {}
         self._hops: dict[Rank, Position] = {}
         self._tokens: PromptTokens | None = None
@@ -120,11 +127,8 @@ class Debugger:
         return self._stride("until", site=pattern, **{k: v for k, v in wanted.items() if v is not None})
 
     def run(self) -> Position:
-        """To the end of the run (to a breakpoint, once there are some)."""
-        with self._lock:
-            self._check_open()
-            self._finish_freely()
-            return self._arrive(self._end_position())
+        """To the end of the run (to a breakpoint, once there are some); an interrupt stands still on the way."""
+        return self._stride("run")
 
     cont = run
 
@@ -161,14 +165,13 @@ class Debugger:
     def _go(self, stride: Stride) -> Position:
         """Let the ranks go on, one after another, until one stands still or the run ends."""
         rank = self._active
-        call = self._remote.call
+        told = time.monotonic()
+        self._stop_asked = False
         while True:
             try:
-                outcome: Outcome = call(
-                    rank, "step", self.pipe.pipe_id, self._request.run_id, stride, preview=self.wants_preview
-                )
-            except (MlxNbError, KeyboardInterrupt) as error:
-                self.gen.state = "failed" if isinstance(error, MlxNbError) else "interrupted"
+                outcome = self._step(rank, stride)
+            except MlxNbError:
+                self.gen.state = "failed"
                 self.close()
                 raise
             self._ranks[rank] = outcome
@@ -185,10 +188,32 @@ class Debugger:
             if outcome.kind == "finished":
                 self._finish_freely()
                 return self._end_position()
-            # Its part of the pass is over; after the last rank the next pass begins at rank 0.
-            rank = Rank((rank + 1) % self.pipe.num_ranks)
+            if outcome.kind == "handover":
+                # Its part of the pass is over; after the last rank the next pass begins at rank 0.
+                rank = Rank((rank + 1) % self.pipe.num_ranks)
             if rank == 0:
                 self._hops.clear()
+            if self._stop_asked:
+                stride = Stride(name="into")  # stand still at the very next place
+            if rank == 0 and time.monotonic() - told > TELL_EVERY_S:
+                told = time.monotonic()
+                self._tell(running=True)
+
+    def _step(self, rank: Rank, stride: Stride) -> Outcome:
+        """Let one rank go on; Ctrl-C asks it to stand still at the next place, and nothing is lost."""
+        args = (self.pipe.pipe_id, self._request.run_id, stride)
+        pending = [self._remote.submit(rank, "step", *args, preview=self.wants_preview)]
+        try:
+            found: Outcome = self._remote.wait(pending)[0]
+        except KeyboardInterrupt:
+            self._stop_asked = True
+            found = self._remote.wait(pending, timeout_s=INTERRUPT_TIMEOUT_S)[0]
+        return found
+
+    def interrupt(self) -> None:
+        """Stand still at the next place, from another thread: what a Stop button calls."""
+        self._stop_asked = True
+        self._remote.interrupt()
 
     def _finish_freely(self) -> None:
         """Let every rank that still has the run go to its end, all together."""
@@ -231,9 +256,13 @@ class Debugger:
 
     def _arrive(self, position: Position) -> Position:
         self.position = position
+        self._tell(running=False)
+        return position
+
+    def _tell(self, *, running: bool) -> None:
+        self.running = running
         for listener in list(self.listeners):
             listener(self)
-        return position
 
     def _kv_lines(self, position: Position) -> tuple[RankKV, ...]:
         """What each rank has written of this pass: a rank that has not begun it has all of it pending."""
@@ -267,6 +296,11 @@ class Debugger:
             raise RunFinished("This stepper was closed.", "Begin again: dbg.restart()")
 
     # Looking --------------------------------------------------------------------------------------
+
+    @property
+    def run_id(self) -> int:
+        """The run's number on the ranks."""
+        return self._request.run_id
 
     @property
     def args(self) -> tuple[Argument, ...]:

@@ -5,9 +5,10 @@ from typing import Any
 
 from mlx_nb.client.cluster import Cluster
 from mlx_nb.client.debugger import Debugger
-from mlx_nb.client.pipe import Pipe
+from mlx_nb.client.pipe import Pipe, parse_split
 from mlx_nb.client.progress import ProgressLine
 from mlx_nb.client.stream_out import stream_to_screen
+from mlx_nb.shared.errors import PromptError
 from mlx_nb.shared.position import Position
 from mlx_nb.shared.request import options_from
 from mlx_nb.shared.text import format_number, format_shape, format_table
@@ -79,7 +80,10 @@ def run_generate(
     prompt: str, model: str, where: dict[str, Any], wishes: dict[str, Any], options: dict[str, Any]
 ) -> int:
     """Start ranks, load, generate, stop."""
-    options_from(options)  # a wrong option is said at once, not after the start
+    options_from(options)  # what is wrong is said at once, not after the start
+    parse_split(wishes["split"])
+    if not prompt.strip():
+        raise PromptError("The prompt is empty.", 'Type: mlx-nb generate "What is the capital of France?"')
     with ProgressLine() as progress:
         cluster = Cluster.start(where["ranks"], where["hosts"], where["profile"], progress=progress.tell)
     with cluster:

@@ -149,6 +149,11 @@ class KVCaches:
         Raises:
             RunError: An entry cannot be trimmed; nothing has been then.
         """
+        if self.report.standing:
+            raise RunError(
+                f"The run stands at {self.report.standing}; trimming would break the pass.",
+                "Finish it first: dbg.run(), or dbg.close()",
+            )
         stuck = [entry for entry in self.report if not entry.trimmable and entry.offset != 0]
         if stuck:
             raise RunError(

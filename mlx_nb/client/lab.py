@@ -18,16 +18,28 @@ def lessons_folder() -> Path:
 
 
 def copy_lessons(target: str) -> Path:
-    """Copy every lesson that is not there yet; the folder."""
+    """Copy every lesson that is not there yet; the folder.
+
+    Raises:
+        MlxNbError: The folder cannot be made.
+    """
     folder = Path(target).expanduser().resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MlxNbError(
+            f"{folder} cannot be made ({error.strerror}).", "Name a folder of yours: mlx-nb lab ~/lessons"
+        ) from error
     copied = 0
     for lesson in sorted(lessons_folder().glob("*.ipynb")):
         if not (folder / lesson.name).exists():
             shutil.copy2(lesson, folder / lesson.name)
             copied += 1
     kept = len(list(folder.glob("*.ipynb"))) - copied
-    print(f"{copied} lessons copied to {folder}" + (f", {kept} kept as they are" if kept else ""))
+    print(
+        f"{copied} lesson{'s' * (copied != 1)} copied to {folder}"
+        + (f", {kept} kept as they are" if kept else "")
+    )
     return folder
 
 

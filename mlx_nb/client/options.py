@@ -38,12 +38,13 @@ def generation_options(found: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(found).items() if name in known}
 
 
-def add_cluster_options(parser: argparse.ArgumentParser) -> None:
-    """The wishes for a cluster."""
+def add_cluster_options(parser: argparse.ArgumentParser, *, keep: bool = True) -> None:
+    """The wishes for a cluster; `keep` only where it may outlive its starter."""
     parser.add_argument("--ranks", type=int, help="how many ranks (the hosts' slots, else 2)")
     parser.add_argument("--profile", help="an ipyparallel profile, such as minis")
     parser.add_argument("--hosts", type=lambda text: [h for h in text.split(",") if h], help="a,b or a:2,b:2")
-    parser.add_argument("--keep", default=False, help="how long it outlives this kernel: 8h, 30m")
+    if keep:
+        parser.add_argument("--keep", default=False, help="how long it outlives this kernel: 8h, 30m")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:

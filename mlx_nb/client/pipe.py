@@ -55,6 +55,7 @@ class Pipe:
         self._wishes = wishes
         self._lock = threading.RLock()
         self._unloaded = False
+        self._found = False  # by an attaching kernel, which does not know what was asked for
         self._shards: list[LoadedShard] = []
 
     def load_there(self, on_event: "OnEvent | None" = None) -> "Pipe":
@@ -90,7 +91,7 @@ class Pipe:
             pipe = cls(
                 cluster, first.name, {"ranks": len(shards), "split": counts, "dtype": first.dtype_wish}
             )
-            pipe.pipe_id, pipe._shards = pipe_id, shards
+            pipe.pipe_id, pipe._shards, pipe._found = pipe_id, shards, True
             pipe.plan = pipe._make_plan()
             pipe._enter()
         return cluster.pipes
@@ -128,6 +129,8 @@ class Pipe:
         )
         split = self._wishes.get("split", "even")
         reason = "even, a remainder to the first ranks" if split == "even" else "as asked for"
+        if self._found:
+            reason = "as it was loaded"
         if first.split_reason:
             reason = f"{reason}; {first.split_reason}"
         return Plan(
@@ -256,12 +259,18 @@ class Pipe:
         )
 
     def kv_cache(self) -> "KVCaches":
-        """The KV caches of the last run, over all ranks: prints as a table, ``kv[17].keys[0, 1]`` fetches."""
+        """The KV caches of the run that stands in the stepper, or else of the last run, over all ranks.
+
+        Prints as a table; ``kv[17].keys[0, 1]`` fetches a slice.
+        """
         from mlx_nb.client.kv import KVCaches
 
-        parts: list[KVReport] = self.call_all("kv_report")
+        standing = current.dbg
+        mine = standing is not None and standing.pipe is self and not standing.closed
+        parts: list[KVReport] = self.call_all("kv_report", standing.run_id if mine else None)
+        cut_short = any(part.cut_short for part in parts)
         entries = tuple(entry for part in parts for entry in part.entries)
-        return KVCaches(self, replace(parts[-1], entries=entries))
+        return KVCaches(self, replace(parts[-1], entries=entries, cut_short=cut_short))
 
     # Stepping -------------------------------------------------------------------------------------
 

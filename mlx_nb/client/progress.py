@@ -3,7 +3,7 @@
 import sys
 import threading
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from tqdm.std import tqdm
 
@@ -42,7 +42,7 @@ class ProgressLine:
         unit = {"unit": "B", "unit_scale": True, "unit_divisor": 1024} if stage in _BYTES else {}
         form = "{desc}: {n_fmt}/{total_fmt} {bar:24}" if total else "{desc}"
         return tqdm(
-            desc=stage, total=total or None, leave=False, file=sys.stderr, bar_format=form, ascii=" ━", **unit
+            desc=stage, total=total or None, leave=False, file=_stream(), bar_format=form, ascii=" ━", **unit
         )
 
     def _end(self) -> None:
@@ -62,3 +62,10 @@ class ProgressLine:
         """Take the line away; it may be told something again."""
         with self._lock:
             self._end()
+
+
+def _stream() -> TextIO:
+    """Stderr in a terminal; a notebook paints that red, even once the line has been taken away."""
+    shell = sys.modules.get("ipykernel.zmqshell")
+    in_notebook = shell is not None and shell.ZMQInteractiveShell.initialized()
+    return sys.stdout if in_notebook else sys.stderr

@@ -30,7 +30,7 @@ class LiveStepper:
         dbg.refresh_preview()
         self.view: StepperView = StepperView(state=stepper_state(dbg), preview=dbg.preview)
         self.view.on_action(self._act)
-        self.view.on_interrupt(dbg.pipe.cluster.interrupt)
+        self.view.on_interrupt(dbg.interrupt)
         dbg.listeners.append(self._changed)
         self._handle = display(self.view, display_id=True)
         _live.append(self)

@@ -40,7 +40,7 @@ def stepper_state(dbg: "Debugger") -> StepperState:
         sequence=0,
         model=dbg.pipe.name,
         prompt=first_words(dbg.prompt, 60) if isinstance(dbg.prompt, str) else "",
-        status="finished" if dbg.done else "failed" if dbg.gen.state == "failed" else "stopped",
+        status=_status(dbg),
         where="done" if dbg.done else f"{position.phase} {position.start}:{position.stop}",
         tokens=_tokens(dbg),
         pass_text="" if dbg.done else f"this pass: tokens {position.start}:{position.stop}",
@@ -53,12 +53,29 @@ def stepper_state(dbg: "Debugger") -> StepperState:
         numbers=_numbers(position),
         preview_label=_preview_label(position) if dbg.preview else "",
         source=_source(position),
-        sentence=sentence_for(dbg),
+        sentence=_sentence(dbg),
         modules=_modules(dbg),
         kv=_kv(dbg),
         text=str(position),
-        error=dbg.note,
+        error="",
     )
+
+
+def _status(dbg: "Debugger") -> str:
+    if dbg.running:
+        return "running"
+    if dbg.done or (dbg.closed and dbg.gen.state != "failed"):
+        return "finished"
+    return "failed" if dbg.gen.state == "failed" else "stopped"
+
+
+def _sentence(dbg: "Debugger") -> str:
+    if dbg.running:
+        return f"Running: {len(dbg.gen.token_ids)} tokens so far."
+    if dbg.closed and not dbg.done:
+        return "This stepper was closed."
+    note = f"{dbg.note} " if dbg.note and dbg.position.index == 0 else ""
+    return note + sentence_for(dbg)
 
 
 def _tokens(dbg: "Debugger") -> list[TokenCell]:

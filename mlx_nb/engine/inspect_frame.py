@@ -1,9 +1,9 @@
 """Questions to the model's own frame where a pass stands still: values come back as summaries."""
 
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mlx_nb.engine.summary import describe_values
+from mlx_nb.engine.summary import bound_arguments, describe_values
 from mlx_nb.shared.errors import RunError
 from mlx_nb.shared.position import Argument
 
@@ -19,11 +19,11 @@ def evaluate_in_frame(run: "Run", expression: str) -> Argument:
     """
     frame = _frame(run)
     try:
-        value = eval(expression, frame.f_globals, frame.f_locals)
+        value = eval(expression, frame.f_globals, _names(run, frame))
     except Exception as error:  # the user's expression may raise anything
         raise RunError(
-            f"Rank {run.stage.rank}: {expression} raises {type(error).__name__}: {error}",
-            f"Names here: {', '.join(list(frame.f_locals)[:12])}.",
+            f"Rank {run.stage.rank}: {expression} raises {type(error).__name__}: {error}.",
+            f"Names here: {', '.join(list(_names(run, frame))[:12])}.",
         ) from error
     return describe_values([(expression, value)], run.stage.sizes, _length(run))[0]
 
@@ -32,6 +32,17 @@ def locals_of_frame(run: "Run") -> tuple[Argument, ...]:
     """The local names of the frame, arrays as summaries."""
     named = [(name, value) for name, value in _frame(run).f_locals.items() if name != "self"]
     return describe_values(named, run.stage.sizes, _length(run))
+
+
+def _names(run: "Run", frame: FrameType) -> dict[str, Any]:
+    """The frame's own names, and what the stop shows (its arguments, or ``out``) where they leave room."""
+    stop = run.stop
+    shown: dict[str, Any] = {}
+    if stop is not None and stop.call is not None:
+        shown = dict(bound_arguments(stop.call, stop.module, stop.args, stop.kwargs))
+    elif stop is not None:
+        shown = {"out": stop.value}
+    return {**shown, **frame.f_locals}
 
 
 def _frame(run: "Run") -> FrameType:

@@ -215,9 +215,9 @@ def frame_locals(pipe_id: str, run_id: int) -> tuple[Argument, ...]:
     return locals_of_frame(stage_of(pipe_id).run(run_id))
 
 
-def kv_report(pipe_id: str) -> KVReport:
-    """What the KV caches of this rank's layers held at the end of the last run."""
-    return stage_of(pipe_id).kv_report()
+def kv_report(pipe_id: str, run_id: int | None = None) -> KVReport:
+    """What the KV caches of this rank's layers hold: of a run that stands, or at the end of the last one."""
+    return stage_of(pipe_id).kv_report(run_id)
 
 
 def kv_slice(pipe_id: str, place: int, name: str, index: tuple[Any, ...]) -> np.ndarray:

@@ -35,12 +35,18 @@ def source_of_frame(frame: FrameType) -> Source | None:
 
 def source_of_call(cls: type) -> Source | None:
     """The first line of a class's ``__call__``, for a module that no model code calls (the model itself)."""
-    call = cls.__call__
+    # A hooked class's call is ours; the model's is that of the class below it.
+    own = next(c for c in cls.__mro__ if "__call__" in vars(c) and not _is_ours(c.__call__))
+    call = own.__call__
     try:
         _, line = inspect.getsourcelines(call)
     except (OSError, TypeError):
         return None
     return _around(call.__code__.co_filename, call.__qualname__, line, line, call.__globals__)
+
+
+def _is_ours(call: Any) -> bool:
+    return str(getattr(call, "__module__", "")).startswith("mlx_nb.engine")
 
 
 def _around(path: str, function: str, line: int, last: int, scope: dict[str, Any]) -> Source | None:

@@ -91,6 +91,7 @@ class Stage:
         self.runs: dict[int, Run] = {}
         self.last_kv: list[Any] = []
         self.last_run: Run | None = None
+        self.reported_kv: list[Any] = []  # what the last report was about, so that its handles stay true
         on_metal = mx.default_device() == mx.Device(mx.gpu)
         self.prefill_step_size = METAL_PREFILL_STEP if on_metal else CPU_PREFILL_STEP
         heads = int(self.config.get("num_attention_heads", 0) or 0)
@@ -215,13 +216,21 @@ class Stage:
 
     # KV caches of the last run ----------------------------------------------------------------------
 
-    def kv_report(self) -> KVReport:
-        """What this rank's KV caches hold since the last run."""
-        run = self.last_run
+    def kv_report(self, run_id: int | None = None) -> KVReport:
+        """What this rank's KV caches hold: of a run that stands, or since the last one."""
+        run = self.runs.get(run_id, self.last_run) if run_id is not None else self.last_run
         if run is None:
             return KVReport(prompt_tokens=0, generated_tokens=0, entries=())
         prompt = len(run.request.tokens)
-        report = KVReport(prompt_tokens=prompt, generated_tokens=len(run.tokens) - prompt, entries=())
+        now = run.current
+        report = KVReport(
+            prompt_tokens=prompt,
+            generated_tokens=len(run.tokens) - prompt,
+            standing=f"{now.phase} {now.start}:{now.stop}" if now and run.request.run_id in self.runs else "",
+            cut_short=run.state in ("interrupted", "failed"),
+            entries=(),
+        )
+        self.reported_kv = run.kv
         entries = [
             read_entry(run.kv[place], rank=self.rank, layer=layer, place=place, expected=report.expected)
             for layer, places in sorted(run.layer_places.items())
@@ -235,7 +244,8 @@ class Stage:
         Raises:
             RunError: There is no such buffer any more.
         """
-        entries: list[Any] = [self.last_kv[place]] if place < len(self.last_kv) else []
+        kv = self.reported_kv
+        entries: list[Any] = [kv[place]] if place < len(kv) else []
         *path, plain = name.split(".") if name.split(".")[0].isdigit() else ["", name]
         for part in (number for number in path if number):
             entries = [entries[0].caches[int(part)]]

@@ -99,6 +99,13 @@ def describe_call(
     length: int,
 ) -> tuple[Argument, ...]:
     """The arguments of a module's call by parameter name; what was left at its default is left out."""
+    return describe_values(bound_arguments(call, module, args, kwargs), sizes, length)
+
+
+def bound_arguments(
+    call: Callable[..., Any], module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[tuple[str, Any]]:
+    """The arguments of a call by parameter name; what goes to ``**kwargs`` by its own name."""
     try:
         bound = inspect.signature(call).bind(module, *args, **kwargs)
         named = list(bound.arguments.items())[1:]
@@ -110,7 +117,7 @@ def describe_call(
             flat.extend(value.items())
         else:
             flat.append((name, value))
-    return describe_values(flat, sizes, length)
+    return flat
 
 
 def describe_tree(value: Any, sizes: Sizes, length: int) -> tuple[Argument, ...]:

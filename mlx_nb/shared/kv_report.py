@@ -98,11 +98,15 @@ class KVReport:
 
     Attributes:
         prompt_tokens, generated_tokens: Of the run.
+        standing: Where the run stands, such as ``decode 42:43``; empty once it has ended.
+        cut_short: Whether it was interrupted or failed, so that ranks may have come unequally far.
         entries: One per layer that has a KV cache.
     """
 
     prompt_tokens: int
     generated_tokens: int
+    standing: str = ""
+    cut_short: bool = False
     entries: tuple[KVEntryReport, ...]
 
     @property
@@ -116,7 +120,7 @@ class KVReport:
         counted = [entry for entry in self.entries if entry.offset >= 0]
         most = max((entry.offset for entry in counted), default=0)
         behind = [entry for entry in counted if entry.offset < most]
-        if not behind:
+        if not behind or self.standing or self.cut_short:  # in the middle of a pass they do differ
             return ""
         by = most - min(entry.offset for entry in behind)
         ranks = {entry.rank for entry in counted}
@@ -170,7 +174,10 @@ class KVReport:
 
     def __str__(self) -> str:
         fed = self.expected
-        head = f"KV cache · last run · {fed} tokens = {self.prompt_tokens} prompt"
+        if self.standing:
+            return f"KV cache · the run that stands at {self.standing}\n{format_table(self.rows())}"
+        head = f"KV cache · last run{', cut short' if self.cut_short else ''} · "
+        head += f"{fed} tokens = {self.prompt_tokens} prompt"
         if self.generated_tokens:
             head += f" + {self.generated_tokens} generated - the last, sampled but not fed"
         if self.trimmed:

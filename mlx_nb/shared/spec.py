@@ -210,11 +210,10 @@ class ClusterStatus:
         return f"{listed} · together {format_size(total)}" if listed else ""
 
     def __str__(self) -> str:
-        """Title and ranks, as a cluster prints."""
+        """Title, ranks, and the processes around them."""
         if not self.ranks:
             return self.title
-        return f"{self.title}\n{format_table(self.rows())}"
+        lines = [self.title, format_table(self.rows())]
+        return "\n".join([*lines, f" {self.others_text}"] if self.others else lines)
 
-    def __repr__(self) -> str:
-        """With the processes around the ranks."""
-        return f"{self}\n {self.others_text}" if self.others else str(self)
+    __repr__ = __str__

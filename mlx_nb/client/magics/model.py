@@ -4,7 +4,7 @@ from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 
 from mlx_nb.client.current import current
 from mlx_nb.client.magics.parsing import Parser, one_line_errors, parse_words, split_line
-from mlx_nb.client.magics.state import need_cluster, need_pipe
+from mlx_nb.client.magics.state import need_cluster, need_pipe, offer
 from mlx_nb.client.options import add_generation_options, add_model_options, generation_options
 from mlx_nb.client.pipe import Pipe
 from mlx_nb.client.progress import ProgressLine
@@ -58,6 +58,7 @@ class ModelMagics(Magics):
         if old is not None and old.cluster is cluster:
             old.unload()  # one magic, one model: the API can hold several side by side
             current.pipe = pipe
+        offer(self.shell, "pipe", pipe)
         return pipe
 
     @no_var_expand

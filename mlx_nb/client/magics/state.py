@@ -1,8 +1,9 @@
 """What the magics work on: the current set, or an error that says what to type first."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlx_nb.client.current import current
+from mlx_nb.client.records import list_records
 from mlx_nb.shared.errors import NoClusterError, NoModelError, RunFinished
 
 if TYPE_CHECKING:
@@ -18,6 +19,12 @@ def need_cluster() -> "Cluster":
         NoClusterError: There is none.
     """
     if current.cluster is None:
+        kept = [record.name for record in list_records() if record.started_s and not record.client.alive]
+        if kept:
+            raise NoClusterError(
+                f"No cluster is running in this notebook, but {kept[0]} was kept.",
+                f"Type: %mlx_cluster attach {kept[0]}",
+            )
         raise NoClusterError("No cluster is running.", "Type: %mlx_cluster start --ranks 2")
     return current.cluster
 
@@ -47,3 +54,10 @@ def need_debugger() -> "Debugger":
             "Nothing is being stepped.", "Begin with a cell: %%mlx_step, and the prompt below it."
         )
     return current.dbg
+
+
+def offer(shell: Any, name: str, value: object) -> None:
+    """Put an object under the name that messages use for it, unless the user has that name for something else."""
+    mine = shell.user_ns.get(name)
+    if mine is None or type(mine) is type(value):
+        shell.user_ns[name] = value

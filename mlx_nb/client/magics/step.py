@@ -8,7 +8,7 @@ from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 from mlx_nb.client.debugger import Debugger
 from mlx_nb.client.magics.model import prompt_of
 from mlx_nb.client.magics.parsing import Parser, one_line_errors, one_of, split_line
-from mlx_nb.client.magics.state import need_cluster, need_debugger, need_pipe
+from mlx_nb.client.magics.state import need_cluster, need_debugger, need_pipe, offer
 from mlx_nb.client.options import add_generation_options, generation_options
 from mlx_nb.client.show import VIEWS, close_views, show_stepper, show_view
 from mlx_nb.shared.errors import OptionError
@@ -78,7 +78,8 @@ class StepMagics(Magics):
     @one_line_errors
     def mlx_freeze(self, line: str) -> None:
         """Replace every live view by its picture, which stays readable without a kernel."""
-        print(f"{close_views()} views are pictures now.")
+        count = close_views()
+        print("1 view is a picture now." if count == 1 else f"{count} views are pictures now.")
 
     def _begin(self, line: str, cell: str) -> None:
         parser = Parser("%%mlx_step", _HELP)
@@ -87,6 +88,7 @@ class StepMagics(Magics):
         words, rest = split_line(parser, line)
         found = parser.parse_args(words)
         debugger = need_pipe().debug(prompt_of(rest, cell), **generation_options(found))
+        offer(self.shell, "dbg", debugger)
         show_stepper(debugger)
         if found.out:
             self.shell.user_ns[found.out] = debugger

@@ -38,7 +38,7 @@ const STRIDES = [
     ["rank", "Rank", "k", "To where the next rank receives"],
     ["token", "Token", "t", "To the start of the next pass"],
   ],
-  [["run", "Run", "c", "To a breakpoint, or to the end"]],
+  [["run", "Run", "c", "To the end"]],
 ];
 
 /** What ends something has no key of its own: a slip would cost the run. */
