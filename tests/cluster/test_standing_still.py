@@ -1,0 +1,91 @@
+"""A stepped run that is interrupted stands still, and what is asked there is about that run."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from mlx_nb.client.cluster import Cluster
+from mlx_nb.client.pipe import Pipe
+from mlx_nb.shared.errors import RunError
+
+pytestmark = [pytest.mark.cluster]
+
+QUESTION = "What is the capital of France?"
+STORY = "Tell me a long story about a fox."
+
+
+@pytest.fixture(scope="module")
+def pipe(cluster2: Cluster) -> Iterator[Pipe]:
+    loaded = cluster2.load("smollm2")
+    yield loaded
+    loaded.unload()
+
+
+def test_ctrl_c_in_a_run_stands_still_and_goes_on_to_the_same_end(pipe: Pipe) -> None:
+    free = pipe.generate(STORY, max_tokens=30)
+    with pipe.debug(STORY, max_tokens=30) as dbg:
+        threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+        stood = dbg.run()
+
+        assert stood.kind != "end"
+        assert not dbg.done
+        assert dbg.layer().kind == "output"
+        assert dbg.run().kind == "end"
+        assert dbg.gen.token_ids == free.token_ids
+        assert dbg.gen.text == free.text
+
+
+def test_a_stop_button_stands_still_and_its_listeners_hear_of_the_run(pipe: Pipe) -> None:
+    heard: list[tuple[bool, int]] = []
+    with pipe.debug(STORY, max_tokens=200) as dbg:
+        dbg.listeners.append(lambda d: heard.append((d.running, len(d.gen.token_ids))))
+        threading.Timer(2.5, dbg.interrupt).start()
+
+        dbg.run()
+
+        assert not dbg.done
+        assert any(running for running, _ in heard)
+        assert heard[-1][0] is False
+        assert [count for _, count in heard] == sorted(count for _, count in heard)
+
+
+def test_the_kv_caches_shown_are_those_of_the_run_that_stands(pipe: Pipe) -> None:
+    pipe.generate("Hi", max_tokens=2)
+    with pipe.debug(QUESTION, max_tokens=4) as dbg:
+        dbg.rank()
+
+        kv = pipe.kv_cache()
+
+        assert "stands at prefill 0:37" in str(kv)
+        assert "OFFSETS DIFFER" not in str(kv)  # in the middle of a pass they do, and rightly
+        assert kv[3].offset == 37
+        assert kv[3].keys[0, 1].shape == (37, 64)
+        with pytest.raises(RunError, match="Finish it first"):
+            kv.trim(1)
+    assert "last run" in str(pipe.kv_cache())
+
+
+def test_an_expression_sees_what_the_stop_shows_and_the_frames_own_names_first(pipe: Pipe) -> None:
+    with pipe.debug(QUESTION, max_tokens=2) as dbg:
+        dbg.until("layers.2.input")
+        assert dbg.p("x.shape").text == "(1, 37, 576)"
+        dbg.until("layers.2.output")
+        assert dbg.p("out.shape").text == "(1, 37, 576)"
+        dbg.until("layers.3.self_attn.rope.input")
+        assert dbg.p("x.shape").text == "(1, 37, 576)"  # the frame's own x, not the rotation's argument
+        assert dbg.p("queries.shape").text == "(1, 9, 37, 64)"
+
+
+def test_the_models_own_entry_shows_the_models_own_code(pipe: Pipe) -> None:
+    with pipe.debug(QUESTION, max_tokens=3) as dbg:
+        dbg.until("logits")
+
+        position = dbg.into()  # the next pass enters the whole model first
+
+        assert (position.site, position.rank, position.phase) == ("input", 0, "decode")
+        assert position.source is not None
+        assert position.source.file == "llama.py"
