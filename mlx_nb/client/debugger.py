@@ -175,6 +175,7 @@ class Debugger:
                 self.close()
                 raise
             self._ranks[rank] = outcome
+            self.gen.text = outcome.text or self.gen.text  # only the last rank writes it
             if len(outcome.token_ids) > len(self.gen.token_ids):
                 self.gen.token_ids = list(outcome.token_ids)
             stride = outcome.stride or stride

@@ -201,7 +201,7 @@ def test_a_user_steps_a_token_with_the_buttons_until_it_is_done(lab: Lab, lab_pa
     assert "2 tokens" in view.inner_text()
 
     frozen = run_cell(page, 5)
-    assert "pictures now" in frozen
+    assert "1 view is a picture now." in frozen
     page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
     assert "has stopped" in run_cell(page, 6)
     assert page.strangers == []
