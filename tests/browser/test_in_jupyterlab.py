@@ -156,9 +156,9 @@ def press(page: Any, button: str, until: str) -> None:
 def test_a_user_steps_a_token_with_the_buttons_until_it_is_done(lab: Lab, lab_page: Any) -> None:
     page = lab_page
     open_notebook(page, lab, "steps.ipynb", CELLS)
-    for index in range(STEP):
-        said = run_cell(page, index)
-    assert "layers 15–29, norm, head" in said
+    said = [run_cell(page, index) for index in range(STEP)]
+    assert "2 ranks" in said[1], said
+    assert "layers 15–29, norm, head" in said[2], said
     run_cell(page, STEP)
     view = page.locator(VIEW)
     view.wait_for()
