@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -19,6 +20,16 @@ MARK = "MLX_NB_CLUSTER"
 # A background job of a shell, or one under nohup, starts with these ignored, and every child inherits that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    """Where everything is required (the gate sets MLX_NB_REQUIRE=all), a skip is a failure."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("MLX_NB_REQUIRE") == "all":
+        report.outcome = "failed"
+        report.longrepr = f"Skipped where nothing may be: {call.excinfo}"
+    return report
 
 
 @pytest.fixture(scope="session", autouse=True)

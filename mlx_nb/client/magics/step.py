@@ -7,7 +7,7 @@ from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 
 from mlx_nb.client.debugger import Debugger
 from mlx_nb.client.magics.model import prompt_of
-from mlx_nb.client.magics.parsing import Parser, one_line_errors, one_of, split_line
+from mlx_nb.client.magics.parsing import Parser, one_line_errors, one_of, parse_words, split_line
 from mlx_nb.client.magics.state import need_cluster, need_debugger, need_pipe, offer
 from mlx_nb.client.options import add_generation_options, generation_options
 from mlx_nb.client.show import VIEWS, close_views, show_stepper, show_view
@@ -78,6 +78,7 @@ class StepMagics(Magics):
     @one_line_errors
     def mlx_freeze(self, line: str) -> None:
         """Replace every live view by its picture, which stays readable without a kernel."""
+        parse_words(Parser("%mlx_freeze", "turn every live view into a picture that needs no kernel"), line)
         count = close_views()
         print("1 view is a picture now." if count == 1 else f"{count} views are pictures now.")
 
