@@ -10,14 +10,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-
 from mlx_nb.client.current import current
 from mlx_nb.client.generation import Generation
+from mlx_nb.client.looking import Looking
 from mlx_nb.shared.errors import MlxNbError, OptionError, RunFinished
 from mlx_nb.shared.ids import LayerIndex, Rank
 from mlx_nb.shared.outcome import Outcome
-from mlx_nb.shared.position import Argument, Position, RankKV
+from mlx_nb.shared.position import Position, RankKV
 from mlx_nb.shared.request import Prompt, RunRequest
 from mlx_nb.shared.sites import resolve_site
 from mlx_nb.shared.strides import Stride
@@ -32,7 +31,7 @@ INTERRUPT_TIMEOUT_S = 60.0
 OnChange = Callable[["Debugger"], None]
 
 
-class Debugger:
+class Debugger(Looking):
     """A run that is stepped. Made by `Pipe.debug`; use it as a context manager to be sure it closes.
 
     Attributes:
@@ -266,7 +265,7 @@ class Debugger:
             listener(self)
 
     def _kv_lines(self, position: Position) -> tuple[RankKV, ...]:
-        """What each rank has written of this pass: a rank that has not begun it has all of it pending."""
+        """What each rank has written, and what of this pass it has not: all of it where it has not begun."""
         lines = []
         length = position.stop - position.start
         for rank in range(self.pipe.num_ranks):
@@ -275,12 +274,13 @@ class Debugger:
             rows = outcome.kv if outcome else ()
             here = outcome is not None and outcome.pass_index == position.index
             written = sum(row.written for row in rows) if here else 0
-            offset = max((row.offset for row in rows), default=0)
+            offsets = [row.offset for row in rows if row.offset >= 0]
+            whole = written >= len(shard.layers)
             lines.append(
                 RankKV(
                     rank=Rank(rank),
-                    offset=offset,
-                    pending=0 if written >= len(shard.layers) else length,
+                    offset=(max if whole else min)(offsets, default=0),
+                    pending=0 if whole else length,
                     layers_written=written,
                     layers=len(shard.layers),
                 )
@@ -295,101 +295,6 @@ class Debugger:
             )
         if self.closed:
             raise RunFinished("This stepper was closed.", "Begin again: dbg.restart()")
-
-    # Looking --------------------------------------------------------------------------------------
-
-    @property
-    def run_id(self) -> int:
-        """The run's number on the ranks."""
-        return self._request.run_id
-
-    @property
-    def args(self) -> tuple[Argument, ...]:
-        """The arguments of the call here; what was returned, at an exit."""
-        return self.position.args
-
-    @property
-    def value(self) -> np.ndarray:
-        """A copy of the first array here (bfloat16 as the equal float32).
-
-        Raises:
-            TransferTooLargeError: It is over 64 MiB.
-            RunFinished: The run is over.
-        """
-        self._check_open()
-        array: np.ndarray = self._ask("value")
-        array.setflags(write=False)
-        return array
-
-    def p(self, expression: str) -> Argument:
-        """Evaluate an expression in the model's own frame, on the rank: arrays come as summaries.
-
-        Raises:
-            RunError: It raises there.
-        """
-        self._check_open()
-        return self._ask("evaluate", expression)
-
-    @property
-    def locals(self) -> tuple[Argument, ...]:
-        """The local names of the model's own frame."""
-        self._check_open()
-        return self._ask("frame_locals")
-
-    def where(self) -> str:
-        """The modules from the model down to here, the current one last."""
-        path = [
-            f"{'→' if i == len(self.position.stack) - 1 else ' '} {frame.class_name:<24} {frame.path or '(model)'}"
-            for i, frame in enumerate(self.position.stack)
-        ]
-        return "\n".join([self.position.where, *path])
-
-    def source(self) -> str:
-        """The model's own code around the line where the run stands."""
-        source = self.position.source
-        if source is None:
-            return "No code is on this stop: it lies between the ranks."
-        rows = [
-            f"{number:>5} {'->' if source.line <= number <= source.last_line else '  '} {text}"
-            for number, text in enumerate(source.lines, source.first)
-        ]
-        return "\n".join([f"{source.function}  {source.path}", *rows])
-
-    def tokens(self) -> PromptTokens:
-        """The prompt's tokens with their text."""
-        if self._tokens is None:
-            ids = list(self._request.tokens)
-            prompt = self.prompt if isinstance(self.prompt, str) else ids
-            found = self.pipe.tokens(prompt, raw=self._request.options.raw)
-            self._tokens = found if found.ids == ids else self.pipe.tokens(ids)
-        return self._tokens
-
-    def pieces(self) -> list[str]:
-        """The text of each generated token."""
-        ids = self.gen.token_ids
-        if len(self._pieces) < len(ids):
-            missing = ids[len(self._pieces) :]
-            self._pieces += self._remote.call(Rank(0), "pieces", self.pipe.pipe_id, missing)
-        return self._pieces[: len(ids)]
-
-    @property
-    def layer_paths(self) -> tuple[str, ...]:
-        """The module path of every layer."""
-        return self.pipe.shards[0].layer_paths
-
-    def hops(self) -> dict[Rank, Position]:
-        """The crossings of this pass so far, by the rank they left."""
-        return dict(self._hops)
-
-    @property
-    def ranks(self) -> dict[Rank, Outcome]:
-        """What each rank said last."""
-        return dict(self._ranks)
-
-    def refresh_preview(self) -> None:
-        """Fetch the small picture of the value here, for a view that was opened in between."""
-        if not self.closed:
-            self.preview = self._ask("preview")
 
     def _ask(self, name: str, *args: Any) -> Any:
         with self._lock:

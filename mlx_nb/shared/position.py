@@ -133,7 +133,7 @@ class RankKV:
 
     Attributes:
         rank: The rank.
-        offset: Positions written.
+        offset: Positions that every layer of the rank has.
         pending: Tokens of this pass that are not written into all of its layers yet.
         layers_written: Layers that have this pass.
         layers: Layers of the rank.
@@ -147,12 +147,12 @@ class RankKV:
 
     @property
     def text(self) -> str:
-        """``37 written``, ``37 pending``, or how many layers have written."""
+        """``37 written``, ``37 pending``, ``37 written + 1 pending``, or how many layers have the pending."""
         if not self.pending:
             return f"{self.offset} written"
-        if self.layers_written:
-            return f"{self.pending} written in {self.layers_written} of {self.layers} layers"
-        return f"{self.pending} pending"
+        before = f"{self.offset} written + " if self.offset else ""
+        share = f" in {self.layers - self.layers_written} of {self.layers} layers" if self.layers_written else ""
+        return f"{before}{self.pending} pending{share}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -143,7 +143,7 @@ def test_token_goes_to_the_start_of_the_next_pass(dbg: Debugger, free_tokens: li
     assert short(dbg.token()) == "decode 37:38 r0 model.embed_tokens.input"
     assert dbg.value.tolist() == [[free_tokens[0]]]
     assert dbg.gen.token_ids == free_tokens[:1]
-    assert [kv.text for kv in dbg.position.ranks] == ["1 pending", "1 pending"]
+    assert [kv.text for kv in dbg.position.ranks] == ["37 written + 1 pending"] * 2
     assert short(dbg.token(2)) == "decode 39:40 r0 model.embed_tokens.input"
     assert dbg.gen.token_ids == free_tokens[:3]
     end = dbg.token()
@@ -320,10 +320,10 @@ def test_kv_texts_follow_the_pass(dbg: Debugger) -> None:
 
     assert texts == [
         ["37 pending", "37 pending"],
-        ["37 written in 4 of 15 layers", "37 pending"],
+        ["37 pending in 11 of 15 layers", "37 pending"],
         ["37 written", "37 pending"],
         ["37 written", "37 pending"],
-        ["37 written", "37 written in 1 of 15 layers"],
+        ["37 written", "37 pending in 14 of 15 layers"],
         ["37 written", "37 written"],
     ]
 

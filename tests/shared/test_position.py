@@ -75,11 +75,13 @@ def test_a_crossing_prints_its_hop() -> None:
 
 def test_kv_texts() -> None:
     def text(**fields: int) -> str:
-        return RankKV(rank=Rank(0), offset=40, **fields).text
+        return RankKV(rank=Rank(0), **fields).text
 
-    assert text() == "40 written"
-    assert text(pending=3, layers=15) == "3 pending"
-    assert text(pending=3, layers_written=4, layers=15) == "3 written in 4 of 15 layers"
+    assert text(offset=40) == "40 written"
+    assert text(offset=0, pending=3, layers=15) == "3 pending"
+    assert text(offset=0, pending=3, layers_written=4, layers=15) == "3 pending in 11 of 15 layers"
+    assert text(offset=37, pending=1, layers=15) == "37 written + 1 pending"
+    assert text(offset=37, pending=1, layers_written=4, layers=15) == "37 written + 1 pending in 11 of 15 layers"
 
 
 def test_written_is_what_every_layer_has() -> None:

@@ -1,0 +1,136 @@
+"""Looking around where a run stands: what a debugger shows without moving."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlx_nb.client.generation import Generation
+from mlx_nb.shared.ids import Rank
+from mlx_nb.shared.outcome import Outcome
+from mlx_nb.shared.position import Argument, Position
+from mlx_nb.shared.request import Prompt, RunRequest
+from mlx_nb.shared.tokens import PromptTokens
+
+if TYPE_CHECKING:
+    from mlx_nb.client.pipe import Pipe
+
+
+class Looking:
+    """The half of a `Debugger` that asks and shows; the other half moves.
+
+    Nothing here changes where the run stands. What needs the rank asks the one that has the turn.
+    """
+
+    pipe: "Pipe"
+    gen: Generation
+    position: Position
+    prompt: Prompt
+    preview: bytes
+    closed: bool
+    _request: RunRequest
+    _active: Rank
+    _ranks: dict[Rank, Outcome]
+    _hops: dict[Rank, Position]
+    _tokens: PromptTokens | None
+    _pieces: list[str]
+
+    @property
+    def run_id(self) -> int:
+        """The run's number on the ranks."""
+        return self._request.run_id
+
+    @property
+    def args(self) -> tuple[Argument, ...]:
+        """The arguments of the call here; what was returned, at an exit."""
+        return self.position.args
+
+    @property
+    def value(self) -> np.ndarray:
+        """A copy of the first array here (bfloat16 as the equal float32).
+
+        Raises:
+            TransferTooLargeError: It is over 64 MiB.
+            RunFinished: The run is over.
+        """
+        self._check_open()
+        array: np.ndarray = self._ask("value")
+        array.setflags(write=False)
+        return array
+
+    def p(self, expression: str) -> Argument:
+        """Evaluate an expression in the model's own frame, on the rank: arrays come as summaries.
+
+        Raises:
+            RunError: It raises there.
+        """
+        self._check_open()
+        return self._ask("evaluate", expression)
+
+    @property
+    def locals(self) -> tuple[Argument, ...]:
+        """The local names of the model's own frame."""
+        self._check_open()
+        return self._ask("frame_locals")
+
+    def where(self) -> str:
+        """The modules from the model down to here, the current one last."""
+        path = [
+            f"{'→' if i == len(self.position.stack) - 1 else ' '} {frame.class_name:<24} {frame.path or '(model)'}"
+            for i, frame in enumerate(self.position.stack)
+        ]
+        return "\n".join([self.position.where, *path])
+
+    def source(self) -> str:
+        """The model's own code around the line where the run stands."""
+        source = self.position.source
+        if source is None:
+            return "No code is on this stop: it lies between the ranks."
+        rows = [
+            f"{number:>5} {'->' if source.line <= number <= source.last_line else '  '} {text}"
+            for number, text in enumerate(source.lines, source.first)
+        ]
+        return "\n".join([f"{source.function}  {source.path}", *rows])
+
+    def tokens(self) -> PromptTokens:
+        """The prompt's tokens with their text."""
+        if self._tokens is None:
+            ids = list(self._request.tokens)
+            prompt = self.prompt if isinstance(self.prompt, str) else ids
+            found = self.pipe.tokens(prompt, raw=self._request.options.raw)
+            self._tokens = found if found.ids == ids else self.pipe.tokens(ids)
+        return self._tokens
+
+    def pieces(self) -> list[str]:
+        """The text of each generated token."""
+        ids = self.gen.token_ids
+        if len(self._pieces) < len(ids):
+            missing = ids[len(self._pieces) :]
+            self._pieces += self.pipe.cluster.remote.call(Rank(0), "pieces", self.pipe.pipe_id, missing)
+        return self._pieces[: len(ids)]
+
+    @property
+    def layer_paths(self) -> tuple[str, ...]:
+        """The module path of every layer."""
+        return self.pipe.shards[0].layer_paths
+
+    def hops(self) -> dict[Rank, Position]:
+        """The crossings of this pass so far, by the rank they left."""
+        return dict(self._hops)
+
+    @property
+    def ranks(self) -> dict[Rank, Outcome]:
+        """What each rank said last."""
+        return dict(self._ranks)
+
+    def refresh_preview(self) -> None:
+        """Fetch the small picture of the value here, for a view that was opened in between."""
+        if not self.closed:
+            self.preview = self._ask("preview")
+
+    def _ask(self, name: str, *args: Any) -> Any:
+        """Ask the rank that has the turn about the run."""
+        raise NotImplementedError
+
+    def _check_open(self) -> None:
+        """Raise `RunFinished` when there is nothing left to look at."""
+        raise NotImplementedError
