@@ -12,6 +12,7 @@ from mlx_nb.client.options import (
     add_model_options,
     generation_options,
 )
+from mlx_nb.shared.console_words import in_console
 from mlx_nb.shared.errors import MlxNbError
 
 QUESTION = "What is the capital of France?"
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return command(found)
     except MlxNbError as error:
-        print(f"mlx-nb: {error}", file=sys.stderr)
+        print(f"mlx-nb: {in_console(str(error), found.name)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nmlx-nb: interrupted", file=sys.stderr)
@@ -83,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _command(commands: Any, name: str, function: Callable[..., int], text: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-    parser.set_defaults(command=function)
+    parser.set_defaults(command=function, name=name)
     return parser
 
 

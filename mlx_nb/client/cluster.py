@@ -162,7 +162,9 @@ class Cluster:
         self._running.take_down()
         self.pipes.clear()
         if current.cluster is self:
-            current.cluster = current.pipe = current.dbg = None
+            standing, current.cluster, current.pipe = current.dbg, None, None
+            if standing is not None:
+                standing.close()  # so that its views no longer say that it stands somewhere
 
     def keep(self, keep_s: float) -> None:
         """Change how long the cluster outlives its kernel."""
@@ -292,10 +294,19 @@ class Cluster:
         )
 
     def logs(self, rank: int | None = None) -> logs.LogText:
-        """What the ranks, mpirun and the controller have written; or one rank alone."""
+        """What the ranks, mpirun and the controller have written; or one rank alone.
+
+        Raises:
+            OptionError: There is no such rank.
+        """
         if self._stopped_logs is not None:
             return self._stopped_logs
         ranks = sorted(self.remote.table) if rank is None else [Rank(rank)]
+        if rank is not None and rank not in self.remote.table:
+            raise OptionError(
+                f"Cluster {self.name} has no rank {rank}; it has 0–{len(self) - 1}.",
+                "Type: %mlx_cluster logs, for all of them.",
+            )
         return logs.collect(self._running.record.folder, ranks, all_processes=rank is None)
 
     def __repr__(self) -> str:

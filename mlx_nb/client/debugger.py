@@ -313,6 +313,7 @@ class Debugger(Looking):
             current.dbg = None
         if not self._remote.ended and not self._remote.lost():
             self.pipe.call_all("close_run", self._request.run_id)
+        self._tell(running=False)
 
     def __enter__(self) -> Self:
         return self

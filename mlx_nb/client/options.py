@@ -50,7 +50,8 @@ def add_cluster_options(parser: argparse.ArgumentParser, *, keep: bool = True) -
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """How a model is divided and computed."""
     parser.add_argument("--split", default="even", help="even, memory, or layers per rank: 14,16")
-    parser.add_argument("--dtype", help="float32, bfloat16, float16, or native")
+    dtypes = ("float32", "bfloat16", "float16", "native")
+    parser.add_argument("--dtype", choices=dtypes, help="to compute in; float32 on a CPU, as stored on Metal")
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="run code that the model's folder brings along"
     )

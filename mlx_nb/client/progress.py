@@ -7,7 +7,7 @@ from typing import Any, Self, TextIO
 
 from tqdm.std import tqdm
 
-_BYTES = ("download", "convert", "write")
+_BYTES = ("download", "unpack", "convert", "write")
 
 
 class ProgressLine:

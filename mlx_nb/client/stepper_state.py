@@ -213,8 +213,10 @@ def _numbers(position: Position) -> list[NumberCell]:
     summary = position.summary
     if summary is None:
         return []
-    named = {"min": summary.min, "mean": summary.mean, "rms": summary.rms, "max": summary.max}
-    whole = "int" in summary.dtype
+    whole = "int" in summary.dtype or summary.dtype == "bool"
+    named = {"min": summary.min, "max": summary.max}
+    if not whole:  # the mean of token ids says nothing
+        named = {"min": summary.min, "mean": summary.mean, "rms": summary.rms, "max": summary.max}
     cells = [
         NumberCell(name=name, value=_number(value, whole=whole and name in ("min", "max")))
         for name, value in named.items()

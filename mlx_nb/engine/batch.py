@@ -13,6 +13,7 @@ from mlx_nb.engine.interrupt import Interrupt
 from mlx_nb.engine.mpi_link import MpiLink
 from mlx_nb.engine.resolve import resolve_model
 from mlx_nb.engine.stage import Stage
+from mlx_nb.shared.console_words import in_console
 from mlx_nb.shared.errors import MlxNbError
 from mlx_nb.shared.request import RunRequest, options_from
 
@@ -30,7 +31,7 @@ def run_rank(model: str, prompt: str, wishes: dict[str, Any], options: dict[str,
         # As a rule every rank finds the same mistake; rank 0 says so, unless it is this rank's own.
         alone = not _all_arrive(PATIENCE_S)
         if link.rank == 0 or alone:
-            print(f"mlx-nb: {error}", file=sys.stderr, flush=True)
+            print(f"mlx-nb: {in_console(str(error), 'run')}", file=sys.stderr, flush=True)
         return 1
     except BaseException:
         # The others would wait for this rank for ever: MPI ends them.

@@ -118,7 +118,8 @@ class Plan:
         ]
 
     def __repr__(self) -> str:
-        head = f"Plan {self.model} · {self.num_layers} layers · {self.num_ranks} ranks"
+        plural = "" if self.num_ranks == 1 else "s"
+        head = f"Plan {self.model} · {self.num_layers} layers · {self.num_ranks} rank{plural}"
         if self.dtype:
             head += f" · {self.dtype}"
         lines = [head, format_table(self.rows(), right=(3,))]

@@ -47,7 +47,8 @@ class Summary:
     def numbers_text(self) -> str:
         whole = "int" in self.dtype or self.dtype == "bool"
         least, most = (f"{v:.0f}" if whole and v == v else format_number(v) for v in (self.min, self.max))
-        text = f"min {least}  mean {format_number(self.mean)}  max {most}  NaN {self.nan}"
+        mean = "" if whole else f"  mean {format_number(self.mean)}"  # of token ids it says nothing
+        text = f"min {least}{mean}  max {most}  NaN {self.nan}"
         return text + (f"  Inf {self.inf}" if self.inf else "")
 
     def __str__(self) -> str:
@@ -151,7 +152,9 @@ class RankKV:
         if not self.pending:
             return f"{self.offset} written"
         before = f"{self.offset} written + " if self.offset else ""
-        share = f" in {self.layers - self.layers_written} of {self.layers} layers" if self.layers_written else ""
+        share = (
+            f" in {self.layers - self.layers_written} of {self.layers} layers" if self.layers_written else ""
+        )
         return f"{before}{self.pending} pending{share}"
 
 

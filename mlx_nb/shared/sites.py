@@ -44,6 +44,20 @@ def resolve_site(site: str, modules: Sequence[str], layer_paths: Sequence[str]) 
     raise SiteError(f"No site '{site}'.", _suggest(expanded[0], known, prefix))
 
 
+def complete_site(typed: str, modules: Sequence[str], layer_paths: Sequence[str]) -> list[str]:
+    """What may follow: the next part of every site that begins so, as completion of file names does it.
+
+    >>> complete_site("layers.0.m", ["model.layers.0", "model.layers.0.mlp"], ["model.layers.0"])
+    ['layers.0.mlp', 'layers.0.mlp_out']
+    """
+    known = _sites(modules) + [f"{path}.{name}" for path in layer_paths for name in SHORT_NAMES]
+    short = [short_spelling(name, layer_paths) for name in known] + [SEND, RECV, "logits"]
+    full = known if not any(name.startswith(typed) for name in short) else []
+    depth = typed.count(".") + 1
+    parts = [".".join(name.split(".")[:depth]) for name in short + full if name.startswith(typed)]
+    return list(dict.fromkeys(parts))
+
+
 def short_spelling(path: str, layer_paths: Sequence[str]) -> str:
     """A module path with what stands before its layers left away: ``layers.3.mlp``."""
     prefix = layer_paths[0].rpartition(".")[0].rpartition(".")[0] if layer_paths else ""

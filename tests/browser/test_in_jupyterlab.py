@@ -143,6 +143,8 @@ def set_theme(page: Any, name: str) -> None:
     page.evaluate("t => window.jupyterapp.commands.execute('apputils:change-theme', { theme: t })", name)
     light = "true" if "Light" in name else "false"
     page.wait_for_function("l => document.body.dataset.jpThemeLight === l", arg=light)
+    # JupyterLab covers the page while it changes, and a picture taken then shows its splash.
+    page.wait_for_function("() => !document.querySelector('#jupyterlab-splash')")
 
 
 def press(page: Any, button: str, until: str) -> None:

@@ -16,7 +16,7 @@ from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 from traitlets.config import Config
 
 from mlx_nb.client.current import current
-from mlx_nb.client.magics.completion import candidates
+from mlx_nb.client.magics.completion import candidates, magic_matcher
 from mlx_nb.client.pipe import Pipe
 from tests.tiny import make_tiny
 
@@ -195,7 +195,7 @@ def test_without_a_model_every_magic_says_what_to_type(no_model: Shell, cell: st
         ("smollm2 --split foo", "There is no split 'foo'."),
         ("smollm2 --ranks 3", "cannot be loaded over 3 ranks; this cluster has 2."),
         ("smollm2 --ranks 0", "cannot be loaded over 0 ranks; this cluster has 2."),
-        ("smollm2 --dtype int3", "There is no dtype 'int3'."),
+        ("smollm2 --dtype int3", "invalid choice: 'int3' (choose from 'float32'"),
         ("smollm2 --splt 1", "unrecognized arguments: --splt 1. Type: %mlx_load --help"),
         ("smollm2 mistral", "unrecognized arguments: mistral."),
     ],
@@ -401,6 +401,8 @@ def test_the_tables_are_shown(shell: Shell, pipe: Pipe) -> None:
     assert all(piece in verbatim for piece in ("{", "MP", "}"))
     assert "local" in shell.good("%mlx_cluster profiles").out
     assert shell.good("%mlx_cluster logs 1").result.result is not None
+    assert "has no rank 9; it has 0–1" in shell.usage_error("%mlx_cluster logs 9")
+    assert "'one' is not a rank" in shell.usage_error("%mlx_cluster logs one")
 
 
 def test_a_cell_begins_to_step_and_lines_go_on(shell: Shell, pipe: Pipe) -> None:
@@ -473,6 +475,20 @@ def test_tab_offers_what_fits(shell: Shell, line: str, wanted: set[str]) -> None
         found = {completion.text for completion in shell.ip.Completer.completions(line, len(line))}
 
     assert wanted <= found
+    assert not found & {"abs", "max", "and"}  # a magic's line is no Python
+
+
+def test_tab_completes_sites_part_by_part(shell: Shell, pipe: Pipe) -> None:
+    def offered(line: str) -> set[str]:
+        with provisionalcompleter():
+            return {completion.text for completion in shell.ip.Completer.completions(line, len(line))}
+
+    assert {"layers.1", "layers.10", "layers.19"} <= offered("%mlx_step until layers.1")
+    assert "layers.2" not in offered("%mlx_step until layers.1")
+    assert "layers.3.self_attn" in offered("%mlx_step until layers.3.s")
+    assert "layers.3.resid_post" in offered("%mlx_step until layers.3.res")
+    assert "model.layers.3.mlp.gate_proj" in offered("%mlx_step until model.layers.3.mlp.g")
+    assert "layer=" in offered("%mlx_step until la")
 
 
 def test_tab_knows_nothing_of_other_magics() -> None:
@@ -482,8 +498,7 @@ def test_tab_knows_nothing_of_other_magics() -> None:
 
 def test_unloading_takes_everything_away_and_loading_brings_it_back(shell: Shell, pipe: Pipe) -> None:
     ip = shell.ip
-    hooks = [str(key.pattern) for key in ip.strdispatchers["complete_command"].regexs]
-    assert any("mlx" in pattern for pattern in hooks)
+    assert magic_matcher in ip.Completer.custom_matchers
     transformers = len(ip.input_transformers_cleanup)
 
     shell.good("%unload_ext mlx_nb")
@@ -491,8 +506,7 @@ def test_unloading_takes_everything_away_and_loading_brings_it_back(shell: Shell
     for kind in ("line", "cell"):
         assert not [name for name in ip.magics_manager.magics[kind] if "mlx" in name]
     assert len(ip.input_transformers_cleanup) == transformers - 1
-    hooks = [str(key.pattern) for key in ip.strdispatchers["complete_command"].regexs]
-    assert not any("mlx" in pattern for pattern in hooks)
+    assert magic_matcher not in ip.Completer.custom_matchers
     assert current.pipe is pipe  # the cluster and its model live on
     shell.good("%load_ext mlx_nb")
     shell.good("%load_ext mlx_nb")

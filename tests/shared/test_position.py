@@ -81,7 +81,9 @@ def test_kv_texts() -> None:
     assert text(offset=0, pending=3, layers=15) == "3 pending"
     assert text(offset=0, pending=3, layers_written=4, layers=15) == "3 pending in 11 of 15 layers"
     assert text(offset=37, pending=1, layers=15) == "37 written + 1 pending"
-    assert text(offset=37, pending=1, layers_written=4, layers=15) == "37 written + 1 pending in 11 of 15 layers"
+    assert (
+        text(offset=37, pending=1, layers_written=4, layers=15) == "37 written + 1 pending in 11 of 15 layers"
+    )
 
 
 def test_written_is_what_every_layer_has() -> None:
@@ -97,5 +99,5 @@ def test_written_is_what_every_layer_has() -> None:
 
 def test_numbers_of_integers_are_whole_and_infinities_are_told() -> None:
     ids = replace(QUERIES, shape=(1, 3), axes=("B", "L"), dtype="int32", min=1, max=49000)
-    assert str(ids) == "[B 1, L 3] int32  min 1  mean 0  max 49000  NaN 0"
+    assert str(ids) == "[B 1, L 3] int32  min 1  max 49000  NaN 0"
     assert str(replace(QUERIES, nan=2, inf=1)).endswith("NaN 2  Inf 1")

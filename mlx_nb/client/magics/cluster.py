@@ -9,6 +9,7 @@ from mlx_nb.client.magics.state import need_cluster
 from mlx_nb.client.options import add_cluster_options
 from mlx_nb.client.profiles import list_profiles
 from mlx_nb.client.progress import ProgressLine
+from mlx_nb.shared.errors import OptionError
 from mlx_nb.shared.text import format_table
 
 SUBCOMMANDS = ("start", "attach", "status", "logs", "restart", "stop", "profiles", "interrupt")
@@ -25,7 +26,7 @@ _HELP = """start, look at and stop the cluster
   interrupt  stop what the ranks run, as Ctrl-C would"""
 
 
-def _parser() -> Parser:
+def cluster_parser() -> Parser:
     parser = Parser("%mlx_cluster", _HELP)
     parser.add_argument("subcommand", nargs="?", default="status", help="one of the above (status)")
     parser.add_argument("argument", nargs="?", help="a cluster's name, or a rank")
@@ -42,7 +43,7 @@ class ClusterMagics(Magics):
     @one_line_errors
     def mlx_cluster(self, line: str) -> object:
         """Start, look at and stop the cluster: see ``%mlx_cluster --help``."""
-        found = parse_words(_parser(), line)
+        found = parse_words(cluster_parser(), line)
         one_of(found.subcommand, SUBCOMMANDS, "%mlx_cluster")
         match found.subcommand:
             case "start":
@@ -80,4 +81,6 @@ class ClusterMagics(Magics):
 
 
 def _rank(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isdigit() else None
+    if text is not None and not text.isdigit():
+        raise OptionError(f"'{text}' is not a rank.", "Type: %mlx_cluster logs 0")
+    return int(text) if text is not None else None

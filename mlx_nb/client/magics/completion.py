@@ -1,27 +1,41 @@
-"""Tab in a magic's line: subcommands, models, profiles, views, options."""
+"""Tab in a magic's line: subcommands, models, profiles, views, sites, options.
 
+IPython's older hook lets the other matchers answer too: Tab after ``--`` listed Python's builtins.
+A matcher of its own says that a magic's line is no Python, and which characters it replaces.
+"""
+
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMatcherResult, context_matcher
+
+from mlx_nb.client.current import current
 from mlx_nb.client.magics.cluster import SUBCOMMANDS as CLUSTER
+from mlx_nb.client.magics.cluster import cluster_parser
+from mlx_nb.client.magics.model import generate_parser, load_parser
+from mlx_nb.client.magics.parsing import Parser
 from mlx_nb.client.magics.step import SUBCOMMANDS as STEP
+from mlx_nb.client.magics.step import step_parser
 from mlx_nb.client.profiles import list_profiles
 from mlx_nb.client.show import VIEWS
 from mlx_nb.shared.models import KNOWN_NAMES
+from mlx_nb.shared.sites import complete_site
 
-_GENERATE = (
-    "--max-tokens",
-    "--temp",
-    "--top-p",
-    "--top-k",
-    "--min-p",
-    "--seed",
-    "--repetition-penalty",
-    "--raw",
-    "-o",
-)
-_CLUSTER_OPTIONS = ("--ranks", "--profile", "--hosts", "--keep")
-_LOAD_OPTIONS = ("--split", "--dtype", "--ranks", "--trust-remote-code")
+_LINE = re.compile(r"\s*(?P<magic>%{0,2}mlx_\w+)(?P<rest>\s.*)?$", re.DOTALL)
+
+_PARSERS: dict[str, Callable[[], Parser]] = {
+    "mlx_cluster": cluster_parser,
+    "mlx_load": load_parser,
+    "mlx_generate": generate_parser,
+    "mlx_step": step_parser,
+}
+
+_VALUES: dict[str, Callable[[], Sequence[str]]] = {
+    "--profile": lambda: tuple(list_profiles()),
+    "--split": lambda: ("even", "memory"),
+    "--dtype": lambda: ("float32", "bfloat16", "float16", "native"),
+}
 
 
 def candidates(line: str) -> Sequence[str]:
@@ -29,36 +43,47 @@ def candidates(line: str) -> Sequence[str]:
     words = line.split()
     if not words:
         return ()
-    before = words if line.endswith(" ") else words[:-1]
+    before, typed = (words, "") if line[-1].isspace() else (words[:-1], words[-1])
     magic = words[0].lstrip("%")
-    if before and before[-1] == "--profile":
-        return tuple(list_profiles())
-    if before and before[-1] == "--split":
-        return ("even", "memory")
-    if before and before[-1] == "--dtype":
-        return ("float32", "bfloat16", "float16", "native")
+    if before and before[-1] in _VALUES:
+        return _VALUES[before[-1]]()
+    if typed.startswith("-") and (magic != "mlx_step" or words[0].startswith("%%")):
+        return _PARSERS[magic]().option_names() if magic in _PARSERS else ()
     first = len(before) == 1
-    table: dict[str, Callable[[], Sequence[str]]] = {
-        "mlx_cluster": lambda: CLUSTER if first else _CLUSTER_OPTIONS,
-        "mlx_load": lambda: (*KNOWN_NAMES, *_LOAD_OPTIONS) if first else _LOAD_OPTIONS,
-        "mlx_generate": lambda: _GENERATE,
-        "mlx_step": lambda: STEP if first else (),
-        "mlx_show": lambda: VIEWS if first else (),
-    }
-    return table.get(magic, tuple)()
+    if magic == "mlx_step" and before[1:2] in (["until"], ["unt"]):
+        return (*_sites(typed), "layer=", "rank=", "token=")
+    table: dict[str, Sequence[str]] = {"mlx_cluster": CLUSTER, "mlx_load": KNOWN_NAMES, "mlx_show": VIEWS}
+    if not words[0].startswith("%%"):
+        table["mlx_step"] = STEP
+    return table.get(magic, ()) if first else ()
 
 
-def _complete(_shell: Any, event: Any) -> list[str]:
-    return [word for word in candidates(event.line[: len(event.line)]) if word.startswith(event.symbol)]
+def _sites(typed: str) -> Sequence[str]:
+    if current.pipe is None:
+        return ()
+    first = current.pipe.shards[0]
+    return complete_site(typed, [path for path, _ in first.modules], first.layer_paths)
+
+
+@context_matcher()
+def magic_matcher(context: CompletionContext) -> SimpleMatcherResult:
+    """Answers for a magic's line alone, and then nobody else does."""
+    line = context.line_with_cursor[: context.cursor_position]
+    found = _LINE.match(line)
+    if not found or found["rest"] is None:  # the magic's own name is IPython's to complete
+        return {"completions": []}
+    typed = "" if line[-1].isspace() else line.split()[-1]
+    matches = [SimpleCompletion(word, type="magic") for word in candidates(line) if word.startswith(typed)]
+    folder = not matches and found["magic"].endswith("mlx_load")  # a path: IPython completes those well
+    return {"completions": matches, "matched_fragment": typed, "suppress": not folder, "ordered": True}
 
 
 def install_completion(ip: Any) -> None:
-    """Hook the completer; IPython keeps a table by the line's first word."""
-    ip.set_hook("complete_command", _complete, re_key=r"%?%?mlx_\w+")
+    """Add our matcher to the shell's completer."""
+    ip.Completer.custom_matchers.append(magic_matcher)
 
 
 def remove_completion(ip: Any) -> None:
-    """Take our hook out of the completer's table."""
-    table = ip.strdispatchers.get("complete_command")
-    if table is not None:
-        table.regexs = {key: chain for key, chain in table.regexs.items() if "mlx_" not in key.pattern}
+    """Take our matcher away again."""
+    if magic_matcher in ip.Completer.custom_matchers:
+        ip.Completer.custom_matchers.remove(magic_matcher)

@@ -48,6 +48,11 @@ class Parser(argparse.ArgumentParser):
         """argparse calls it after help."""
         raise HelpShown
 
+    def option_names(self) -> list[str]:
+        """Every option by its longest name, for completion."""
+        actions = {id(action): action for action in self._option_string_actions.values()}
+        return [max(action.option_strings, key=len) for action in actions.values()]
+
     def takes_value(self, option: str) -> bool:
         """Whether an option is followed by a value."""
         action = self._option_string_actions.get(option)

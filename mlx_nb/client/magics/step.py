@@ -38,6 +38,14 @@ _HELP = """step through a forward pass like a program
   %mlx_step where (w), list (l), args (a), locals, restart, close (q)"""
 
 
+def step_parser() -> Parser:
+    """The options of ``%%mlx_step``."""
+    parser = Parser("%%mlx_step", _HELP)
+    parser.add_argument("-o", "--out", metavar="NAME", help="put the stepper into this variable")
+    add_generation_options(parser)
+    return parser
+
+
 @magics_class
 class StepMagics(Magics):
     """Stepping and showing."""
@@ -83,9 +91,7 @@ class StepMagics(Magics):
         print("1 view is a picture now." if count == 1 else f"{count} views are pictures now.")
 
     def _begin(self, line: str, cell: str) -> None:
-        parser = Parser("%%mlx_step", _HELP)
-        parser.add_argument("-o", "--out", metavar="NAME", help="put the stepper into this variable")
-        add_generation_options(parser)
+        parser = step_parser()
         words, rest = split_line(parser, line)
         found = parser.parse_args(words)
         debugger = need_pipe().debug(prompt_of(rest, cell), **generation_options(found))
@@ -116,11 +122,16 @@ class StepMagics(Magics):
     def _stride(self, debugger: Debugger, name: str, rest: str) -> Any:
         if name == "until":
             wanted = dict(item.split("=", 1) for item in rest.split() if "=" in item)
-            numbers = {k: _count(v, name) for k, v in wanted.items() if k in ("layer", "rank", "token")}
+            numbers = {k: _count(v, f"until {k}=") for k, v in wanted.items()}
+            if strange := next((k for k in wanted if k not in ("layer", "rank", "token")), None):
+                raise OptionError(
+                    f"%mlx_step until knows layer=, rank= and token=, not {strange}=.",
+                    "Type: %mlx_step until layer=3",
+                )
             site = next((item for item in rest.split() if "=" not in item), None)
             return debugger.until(site, **numbers)
         if name in ("layer", "token"):
-            return getattr(debugger, name)(_count(rest, name) if rest else 1)
+            return getattr(debugger, name)(_count(rest, f"{name} ") if rest else 1)
         if rest:
             raise OptionError(f"%mlx_step {name} takes nothing, not '{rest}'.", f"Type: %mlx_step {name}")
         return getattr(debugger, name)()
@@ -128,5 +139,5 @@ class StepMagics(Magics):
 
 def _count(text: str, name: str) -> int:
     if not text.isdigit():
-        raise OptionError(f"'{text}' is not a number.", f"Type: %mlx_step {name} 2")
+        raise OptionError(f"'{text}' is not a count.", f"Type a whole number: %mlx_step {name}2")
     return int(text)

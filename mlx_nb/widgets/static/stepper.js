@@ -204,6 +204,19 @@ function describeLane(lane) {
   return parts.join("; ");
 }
 
+const KV_WORDS = "written: tokens whose keys and values every layer of this rank holds in its KV cache; " +
+  "pending: tokens of this pass that it has not written yet";
+
+/** What the five numbers mean. @type {Record<string, string>} */
+const NUMBER_WORDS = {
+  min: "the least finite element",
+  mean: "the mean of the finite elements",
+  rms: "root mean square: the typical size of an element, whatever its sign",
+  max: "the greatest finite element",
+  NaN: "elements that are not a number: 0 in a healthy pass",
+  Inf: "infinite elements: an overflow, or a mask",
+};
+
 /** @param {Lane} lane */
 function laneRow(lane) {
   const groups = group(lane.layers);
@@ -223,7 +236,7 @@ function laneRow(lane) {
       h("div.ms-who", { title: lane.host }, h("b", {}, `rank ${lane.rank}`), " ", h("span.ms-host", {}, lane.host)),
       h("div.ms-holds", {}, lane.holds)),
     cells,
-    h(`div.ms-status.${lane.status}`, {}, h("span", {}, lane.status), h("div", {}, lane.note)),
+    h(`div.ms-status.${lane.status}`, {}, h("span", {}, lane.status), h("div", { title: lane.note && KV_WORDS }, lane.note)),
   );
 }
 
@@ -261,7 +274,7 @@ function valuePane(state) {
   const numbers = h(
     "table.ms-numbers",
     {},
-    h("thead", {}, h("tr", {}, ...state.numbers.map((cell) => h("th", { scope: "col" }, cell.name)))),
+    h("thead", {}, h("tr", {}, ...state.numbers.map((cell) => h("th", { scope: "col", title: NUMBER_WORDS[cell.name] || "" }, cell.name)))),
     h("tbody", {}, h("tr", {}, ...state.numbers.map((cell) => h(alarm(cell) ? "td.alarm" : "td", {}, cell.value)))),
   );
   return [

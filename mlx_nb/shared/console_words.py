@@ -1,0 +1,22 @@
+"""Errors say what to type in a notebook; in a terminal they must say what to type there."""
+
+import re
+
+
+def in_console(text: str, command: str) -> str:
+    """An error as it is typed here: its fix speaks of magics, which only a notebook has.
+
+    >>> in_console("31 ranks are too many. Type: %mlx_load smollm2 --ranks 30", "demo")
+    '31 ranks are too many. Type: mlx-nb demo --model smollm2 --ranks 30'
+    """
+    again = f"mlx-nb {command}"
+    option = "" if command == "fetch" else "--model "
+    for magic, here in (
+        (r"%mlx_load (MODEL )?(?=--)", f"{again} "),
+        (r"%mlx_load ", f"{again} {option}"),
+        (r"%mlx_cluster restart", f"{again}, once more"),
+        (r"%mlx_cluster start", again),
+        (r"%%?mlx_(?=generate|doctor|bench)", "mlx-nb "),
+    ):
+        text = re.sub(magic, here, text)
+    return text
