@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from mlx_nb.shared.outcome import Outcome
 from mlx_nb.shared.text import format_duration
+from mlx_nb.shared.timeline import Timeline
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +79,7 @@ class Generation:
         state: ``running``, ``finished``, ``interrupted``, ``stopped`` (stands in a stepper) or ``failed``.
         finish_reason: ``stop`` or ``length`` once it has finished.
         stats: Speed; None before the first token.
+        timeline: When each rank computed, sent and waited; None until the run has ended, and of a stepped run.
     """
 
     prompt_ids: list[int]
@@ -86,6 +88,7 @@ class Generation:
     state: str = "running"
     finish_reason: str | None = None
     stats: Stats | None = None
+    timeline: Timeline | None = None
 
     def add(self, piece: Piece) -> None:
         """Take a streamed piece in."""
@@ -103,6 +106,8 @@ class Generation:
         last = outcomes[-1]
         self.token_ids, self.text = list(last.token_ids), last.text
         self.state, self.finish_reason = state, last.finish or None
+        times = [outcome.times for outcome in outcomes]
+        self.timeline = Timeline(times) if all(rank.spans for rank in times) else None
         self.stats = Stats(
             prompt_tokens=len(self.prompt_ids),
             generation_tokens=len(self.token_ids),

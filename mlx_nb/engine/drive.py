@@ -29,12 +29,9 @@ from mlx_nb.shared.errors import (
 from mlx_nb.shared.outcome import Outcome
 from mlx_nb.shared.strides import Stride
 from mlx_nb.shared.text import format_layers, format_size
+from mlx_nb.shared.timeline import RankTimes
 
 SILENCE_S = 10.0
-SPIN_S = 0.0005
-NAP_S = 0.00005
-SHORT_WAIT_S = 0.05
-LONG_NAP_S = 0.001
 
 
 @dataclass(slots=True)
@@ -140,8 +137,8 @@ class Driver:
         transport.check(run.request.run_id)
         run.wait_began = run.wait_began or now
         waited = now - run.wait_began
-        if waited > SPIN_S:
-            time.sleep(NAP_S if waited < SHORT_WAIT_S else LONG_NAP_S)
+        if nap := run.patience.nap_s(f"{waiting.what} {waiting.phase}", waited):
+            time.sleep(nap)
         if transport.silent_s(waiting.source) > SILENCE_S:
             shard = run.stage.shards[waiting.source]
             token = len(run.tokens) - len(run.request.tokens)
@@ -156,10 +153,12 @@ class Driver:
         run.stage.transport.abort(
             run.request.run_id, f"Rank {run.stage.rank} was interrupted.", interrupted=True
         )
-        return Outcome(kind="interrupted", kv=run.kv_offsets(), **_text(run))
+        return Outcome(kind="interrupted", kv=run.kv_offsets(), times=_times(run), **_text(run))
 
     def _finished(self, run: Run) -> Outcome:
-        return Outcome(kind="finished", kv=run.kv_offsets(), logits=_logits(run), **_text(run))
+        return Outcome(
+            kind="finished", kv=run.kv_offsets(), logits=_logits(run), times=_times(run), **_text(run)
+        )
 
     def _fail(self, run: Run, reason: str) -> None:
         """Give a run up and tell the others, once: whoever waits for this rank would wait for ever."""
@@ -180,6 +179,12 @@ def _text(run: Run) -> dict[str, Any]:
         "decode_s": run.decode_s,
         "peak_memory_bytes": mx.get_peak_memory(),
     }
+
+
+def _times(run: Run) -> RankTimes:
+    """When it computed and waited. A stepped run has no timeline: it would show the user thinking."""
+    run.clock.turn("")
+    return run.clock.times() if run.probe is None else RankTimes()
 
 
 def _logits(run: Run) -> np.ndarray | None:

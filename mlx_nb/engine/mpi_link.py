@@ -11,18 +11,16 @@ Three facts shape it (measured, see ARCHITECTURE.md):
 """
 
 import contextlib
-import json
 import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-import mlx.core as mx
-import numpy as np
 from mpi4py import MPI
 
-from mlx_nb.engine.pytree import Tree, flatten, unflatten
+from mlx_nb.engine.envelope import Coming, Reader, Writer
+from mlx_nb.engine.pytree import Tree
 from mlx_nb.engine.transport import Arrival
 from mlx_nb.shared.errors import RankLostError, RunAbortedError, RunError, RunInterruptedError
 
@@ -35,11 +33,10 @@ _GONE = "Type: %mlx_cluster restart"
 
 @dataclass(slots=True)
 class _Incoming:
-    """A value whose header is here and whose arrays are on their way."""
+    """A value that is on its way into memory."""
 
-    header: str
-    arrays: list[mx.array]
-    requests: list[MPI.Request]
+    coming: Coming
+    request: MPI.Request
     started: float
 
 
@@ -62,6 +59,8 @@ class MpiLink:
         self._signals: MPI.Intracomm = comm.Dup()
         self._tag_limit = comm.Get_attr(MPI.TAG_UB) or 32767
         self._incoming: dict[tuple[int, int], _Incoming] = {}
+        self._writers: dict[tuple[int, int], Writer] = {}
+        self._readers: dict[tuple[int, int], Reader] = {}
         self._outgoing: deque[_Outgoing] = deque()
         self._aborted: dict[int, RunError] = {}
         self._runs: set[int] = set()
@@ -74,19 +73,15 @@ class MpiLink:
         self._thread.start()
 
     def send(self, target: int, run_id: int, value: Tree) -> None:
-        """Start sending a tree: a header, then each array from where MLX holds it."""
-        header, arrays = flatten(value)
-        # contiguous() is a handle of our own: models change theirs in place after the layer loop.
-        sent = [mx.contiguous(array) for array in arrays]
-        mx.eval(sent)
-        described = [[str(a.dtype).removeprefix("mlx.core."), list(a.shape)] for a in sent]
-        text = np.frombuffer(json.dumps([header, described]).encode(), dtype=np.uint8)
-        tag = self._tag(run_id)
+        """Start sending a tree as one message, each array from where MLX holds it."""
+        parts = self._writers.setdefault((target, run_id), Writer()).pack(value)
         with self._reporting(target):
-            requests = [self._values.Isend([text, MPI.BYTE], target, tag)]
-            requests += [self._values.Isend([a, MPI.BYTE], target, tag) for a in sent if a.size]
+            request = self._values.Isend(parts.buffer, target, self._tag(run_id))
+        parts.datatype.Free()
+        if request.Test():
+            return  # a small message is gone at once: nobody needs to look after it
         with self._lock:
-            self._outgoing.append(_Outgoing(run_id, requests, [text, *sent]))
+            self._outgoing.append(_Outgoing(run_id, [request], parts.keep))
         self._wake.set()
 
     def poll(self, source: int, run_id: int) -> Arrival | None:
@@ -95,16 +90,13 @@ class MpiLink:
         with self._reporting(source):
             if key not in self._incoming and not self._begin_receiving(source, run_id):
                 return None
-            coming = self._incoming[key]
-            if not all([request.Test() for request in coming.requests]):
+            incoming = self._incoming[key]
+            if not incoming.request.Test():
                 return None
         del self._incoming[key]
         self._last_seen[source] = time.monotonic()
-        return Arrival(
-            value=unflatten(coming.header, coming.arrays),
-            size_bytes=sum(array.nbytes for array in coming.arrays),
-            seconds=time.monotonic() - coming.started,
-        )
+        value, size_bytes = self._readers[key].unpack(incoming.coming)
+        return Arrival(value=value, size_bytes=size_bytes, seconds=time.monotonic() - incoming.started)
 
     def abort(self, run_id: int, reason: str, *, interrupted: bool = False) -> None:
         """Tell every other rank that this run is given up; a dead rank is passed over."""
@@ -147,10 +139,13 @@ class MpiLink:
         """
         self._aborted.pop(run_id, None)
         for key in [key for key in self._incoming if key[1] == run_id]:
-            coming = self._incoming.pop(key)
-            # Requests that are posted write into these arrays whenever the bytes come.
+            left = self._incoming.pop(key)
+            # A request that is posted writes into this memory whenever the bytes come.
             with self._lock:
-                self._outgoing.append(_Outgoing(run_id, coming.requests, list(coming.arrays)))
+                self._outgoing.append(_Outgoing(run_id, [left.request], left.coming.parts.keep))
+        for links in (self._writers, self._readers):
+            for key in [key for key in links if key[1] == run_id]:
+                del links[key]
         self._stale[run_id] = time.monotonic()
         self._wake.set()
 
@@ -171,13 +166,12 @@ class MpiLink:
         message = self._values.Improbe(source, self._tag(run_id), status)
         if message is None:
             return False
-        text = bytearray(status.Get_count(MPI.BYTE))
-        message.Recv([text, MPI.BYTE])
-        header, described = _parse_header(bytes(text))
-        arrays = [mx.empty(shape, dtype=getattr(mx, dtype)) for dtype, shape in described]
-        mx.eval(arrays)
-        requests = [self._values.Irecv([a, MPI.BYTE], source, self._tag(run_id)) for a in arrays if a.size]
-        self._incoming[source, run_id] = _Incoming(header, arrays, requests, time.monotonic())
+        started = time.monotonic()
+        reader = self._readers.setdefault((source, run_id), Reader())
+        coming = reader.prepare(status.Get_count(MPI.BYTE))
+        request = message.Irecv(coming.parts.buffer)
+        coming.parts.datatype.Free()
+        self._incoming[source, run_id] = _Incoming(coming, request, started)
         return True
 
     def _read_signals(self) -> None:
@@ -251,8 +245,3 @@ class MpiLink:
 
 def _signal(kind: int, run_id: int, text: bytes) -> bytearray:
     return bytearray(bytes([kind]) + run_id.to_bytes(8, "little") + text)
-
-
-def _parse_header(text: bytes) -> tuple[str, list[tuple[str, list[int]]]]:
-    header, described = json.loads(text)
-    return header, described

@@ -13,6 +13,7 @@ import greenlet
 import mlx.core as mx
 import numpy as np
 
+from mlx_nb.engine.clock import Clock
 from mlx_nb.engine.context import ACTIVE
 from mlx_nb.engine.crossing import Crossing
 from mlx_nb.engine.kv import (
@@ -25,12 +26,14 @@ from mlx_nb.engine.kv import (
     quantize_kv_cache,
     state_arrays,
 )
+from mlx_nb.engine.patience import Patience
 from mlx_nb.engine.pytree import Tree, arrays_of
 from mlx_nb.engine.sampling import Sampler
 from mlx_nb.engine.transport import Arrival
 from mlx_nb.shared.ids import LayerIndex
 from mlx_nb.shared.position import KVOffset
 from mlx_nb.shared.request import RunRequest
+from mlx_nb.shared.timeline import COMPUTE, SEND, WAIT
 
 if TYPE_CHECKING:
     from mlx_nb.engine.probe import Probe, Stop
@@ -43,6 +46,7 @@ class Waiting:
 
     source: int
     what: str
+    phase: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +80,8 @@ class Run:
         state: ``running``, ``finished``, ``interrupted`` or ``failed``.
         finish: Why generation ended: ``stop`` or ``length``; empty before.
         passes: Seconds of each pass on this rank, with its phase and token count.
+        clock: When this rank computed, waited and sent.
+        patience: How long its waits take.
     """
 
     def __init__(self, stage: "Stage", request: RunRequest) -> None:
@@ -87,6 +93,8 @@ class Run:
         self.finish = ""
         self.probe: Probe | None = None
         self.passes: list[tuple[str, int, float]] = []
+        self.clock = Clock()
+        self.patience = Patience()
         self.rows: list[np.ndarray] = []
         self.current: Pass | None = None
         self.wait_began: float | None = None
@@ -119,6 +127,7 @@ class Run:
             self.stage.on_token(self, token, self._more_text(token, finish), finish)
             if finish:
                 self.finish = finish
+                self.clock.turn("")
                 return
             if self._sampler is not None:
                 self._end_pass()
@@ -140,6 +149,7 @@ class Run:
         """One pass; on the last rank the last position's logits ``[1, V]``, if they are needed."""
         index = self.current.index + 1 if self.current else 0
         began = time.perf_counter()
+        self.clock.begin_pass(index, phase, start, stop)
         crossing = self.stage.crossing(self.kv)
         self.current = Pass(
             index=index, phase=phase, start=start, stop=stop, final=final, crossing=crossing, began=began
@@ -224,8 +234,13 @@ class Run:
     def wait_for(self, source: int, what: str) -> Arrival:
         """The next value from another rank."""
         transport = self.stage.transport
+        phase = self._pass().phase
+        self.clock.turn(WAIT)
         while (arrival := transport.poll(source, self.request.run_id)) is None:
-            self.switch(Waiting(source=source, what=what))
+            self.switch(Waiting(source=source, what=what, phase=phase))
+        if self.wait_began is not None:
+            self.patience.learn(f"{what} {phase}", time.monotonic() - self.wait_began)
+        self.clock.turn(COMPUTE)
         self.wait_began = None
         return arrival
 
@@ -255,7 +270,9 @@ class Run:
             value = now.crossing.value_in(hop)
         # Everything this rank owes the pass is computed here: the hop, and KV states it does not hang on.
         mx.eval(arrays_of(hop), self._kv_arrays())
+        self.clock.turn(SEND)
         self.stage.transport.send(self.stage.rank + 1, self.request.run_id, hop)
+        self.clock.turn(COMPUTE)
         now.through = value
         return value
 

@@ -1,11 +1,12 @@
 """What a rank answers when a run was moved on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from mlx_nb.shared.position import KVOffset, Position
 from mlx_nb.shared.strides import Stride
+from mlx_nb.shared.timeline import RankTimes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +28,7 @@ class Outcome:
         peak_memory_bytes: MLX's peak memory on this rank.
         finish: Why generation ended: ``stop``, ``length``, or empty.
         passes: Phase, tokens and seconds of each pass on this rank.
+        times: When this rank computed, waited and sent; at the end of a free run only.
         logits: ``[L, V]`` float32, for a run that asked for them, from the last rank.
     """
 
@@ -43,4 +45,5 @@ class Outcome:
     decode_s: float = 0.0
     peak_memory_bytes: int = 0
     passes: tuple[tuple[str, int, float], ...] = ()
+    times: RankTimes = field(default_factory=RankTimes)
     logits: np.ndarray | None = None

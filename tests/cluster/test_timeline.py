@@ -1,0 +1,51 @@
+"""What every rank did when, measured on real ranks; order is asserted, never speed."""
+
+from itertools import pairwise
+
+from mlx_nb.client.pipe import Pipe
+from mlx_nb.shared.timeline import COMPUTE, DECODE, PREFILL, SEND, WAIT, Span
+
+CHUNKS = 6
+
+
+def spans(found: list[Span], rank: int, kind: str, phase: str) -> list[Span]:
+    return [span for span in found if (span.rank, span.kind, span.phase) == (rank, kind, phase)]
+
+
+def test_chunks_are_in_flight_on_both_ranks_at_once(pipe2: Pipe) -> None:
+    ids = [(i * 7919) % 40000 + 100 for i in range(32 * CHUNKS)]
+
+    timeline = pipe2.generate(ids, max_tokens=3, prefill_step_size=32).timeline
+
+    assert timeline is not None
+    first = {s.index: s for s in spans(timeline.spans, 0, SEND, PREFILL)}
+    begun = {}
+    for span in spans(timeline.spans, 1, COMPUTE, PREFILL):
+        begun[span.index] = span  # the last stretch of a chunk is the work; before it, it builds the graph
+    assert sorted(first) == sorted(begun) == list(range(CHUNKS))
+    for index in range(CHUNKS):
+        assert begun[index].end_s > first[index].begin_s  # nobody finishes what has not been sent
+    # Rank 0 has sent the last chunk before rank 1 is through with the last but two: it did not wait.
+    overlapped = [index for index in range(CHUNKS - 1) if first[index + 1].begin_s < begun[index].end_s]
+    assert len(overlapped) >= CHUNKS // 2
+
+
+def test_spans_of_a_rank_follow_each_other_and_fill_the_run(pipe2: Pipe) -> None:
+    generation = pipe2.generate("What is the capital of France?", max_tokens=6)
+    timeline = generation.timeline
+    assert timeline is not None
+
+    for rank in range(2):
+        mine = [span for span in timeline.spans if span.rank == rank]
+        assert all(abs(a.end_s - b.begin_s) < 1e-5 for a, b in pairwise(mine))
+        assert {span.index for span in mine} == set(range(len(generation.token_ids)))
+    assert len(spans(timeline.spans, 0, SEND, DECODE)) == len(generation.token_ids) - 1
+    assert spans(timeline.spans, 0, WAIT, DECODE)
+    assert not spans(timeline.spans, 1, SEND, DECODE)  # the token is sent, but that is no hop
+
+
+def test_a_stepped_run_has_no_timeline(pipe2: Pipe) -> None:
+    with pipe2.debug("Why?", max_tokens=2) as dbg:
+        dbg.run()
+        assert dbg.done
+        assert dbg.gen.timeline is None
