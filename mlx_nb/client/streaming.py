@@ -3,15 +3,17 @@
 import queue
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from mlx_nb.client.generation import Generation, Piece, rate
 from mlx_nb.client.remote import OnEvent, Pending, Remote
-from mlx_nb.shared.errors import MlxNbError
+from mlx_nb.shared.errors import MlxNbError, RankSilentError
 from mlx_nb.shared.ids import Rank
 from mlx_nb.shared.outcome import Outcome
 
 LOOK_S = 0.05
+INTERRUPTS, INTERRUPT_AGAIN_S = 10, 3.0
 LOST_EVERY_S = 0.5
 
 Event = dict[str, Any]
@@ -119,11 +121,14 @@ class FreeRun:
         """Stop the ranks and keep what they have; called while an exception is on its way."""
         self.generation.state = "interrupted"
         try:
-            if not all(one.done for one in self._pending):
-                self._remote.interrupt()
-            self._settle(self._remote.wait(self._pending, timeout_s=30.0))
+            # A signal that comes between two calls of a rank is dropped there, so it may take a second one.
+            for _ in range(INTERRUPTS):
+                if not all(one.done for one in self._pending):
+                    self._remote.interrupt()
+                with suppress(RankSilentError):
+                    return self._settle(self._remote.wait(self._pending, timeout_s=INTERRUPT_AGAIN_S))
         except MlxNbError:
-            return  # a rank is lost or failed: the streamed pieces are what there is
+            return None  # a rank is lost or failed: the streamed pieces are what there is
 
     def _settle(self, outcomes: list[Outcome]) -> None:
         if self._fill is not None:

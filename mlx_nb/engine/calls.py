@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 
 from mlx_nb.engine import events
+from mlx_nb.engine.interrupt import shelter
 from mlx_nb.shared.errors import MlxNbError, RunError
 from mlx_nb.shared.failure import Failure
 from mlx_nb.shared.ids import Rank
@@ -32,6 +33,8 @@ def world() -> tuple[Rank, int]:
 def hello() -> Hello:
     """Who this rank is; touches neither MLX nor the other ranks, so it answers at once."""
     rank, size = world()
+    if kernel := events.running_kernel():
+        shelter(kernel)
     process = psutil.Process()
     versions = {name: metadata.version(name) for name in ("mlx-nb", "mlx", "mlx-lm")}
     return Hello(

@@ -9,6 +9,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
+
+# Functions under which somebody's own code runs, who answers for a KeyboardInterrupt in it: ipyparallel's for
+# a call, IPython's for a cell of ``%%px``. Anywhere else in the kernel it ends the request without an answer.
+_CALL, _CELL = "do_apply", "run_code"
 
 
 class Interrupt:
@@ -16,20 +21,46 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.requested = False
+        self._listening = False
 
     @contextmanager
     def listening(self) -> Iterator["Interrupt"]:
-        """Take SIGINT while inside; it belongs to whoever had it before, afterwards."""
-        self.requested = False
-        if threading.current_thread() is not threading.main_thread():
+        """Take SIGINT while inside; it belongs to whoever had it before, afterwards. May be nested."""
+        if self._listening or threading.current_thread() is not threading.main_thread():
             yield self
             return
+        self.requested = False
 
         def handle(_signal: int, _frame: FrameType | None) -> None:
             self.requested = True
 
         before = signal.signal(signal.SIGINT, handle)
+        self._listening = True
         try:
             yield self
         finally:
+            self._listening = False
             signal.signal(signal.SIGINT, before)
+
+
+def shelter(kernel: Any) -> None:
+    """Keep Ctrl-C away from the kernel's own machinery, for good.
+
+    ipykernel lets SIGINT raise from the moment a request is taken up until it is answered. In the moments
+    before and after the call itself that loses the answer, and the notebook would wait for it in vain
+    (seen once in some fifty interrupts of a stepped run, whose calls are short).
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+
+    def handle(_signal: int, frame: FrameType | None) -> None:
+        while frame is not None:
+            caller = frame.f_back
+            # ipyparallel runs a call as text of its own; before that it unpacks it, which nobody answers for.
+            call = frame.f_code.co_filename == "<string>" and caller and caller.f_code.co_name == _CALL
+            if call or frame.f_code.co_name == _CELL:
+                raise KeyboardInterrupt
+            frame = caller
+
+    signal.signal(signal.SIGINT, handle)
+    kernel.pre_handler_hook = kernel.post_handler_hook = lambda: None

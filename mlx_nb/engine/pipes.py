@@ -134,7 +134,8 @@ def pieces(pipe_id: str, ids: Sequence[int]) -> list[str]:
 def generate(pipe_id: str, request: RunRequest) -> Outcome:
     """Take part in a free run from start to end. Called on all ranks together."""
     stage = stage_of(pipe_id)
-    return _to_end(stage, stage.open_run(request))
+    with DRIVER.interrupt.listening():
+        return _to_end(stage, stage.open_run(request))
 
 
 def open_run(pipe_id: str, request: RunRequest) -> None:
@@ -144,7 +145,11 @@ def open_run(pipe_id: str, request: RunRequest) -> None:
 
 def step(pipe_id: str, run_id: int, stride: Stride, *, preview: bool = False) -> Outcome:
     """Move a stepped run on, on this rank only."""
-    stage = stage_of(pipe_id)
+    with DRIVER.interrupt.listening():
+        return _step(stage_of(pipe_id), run_id, stride, preview=preview)
+
+
+def _step(stage: Stage, run_id: int, stride: Stride, *, preview: bool) -> Outcome:
     run = stage.run(run_id)
     try:
         outcome = DRIVER.step(run, stride, preview=preview)
@@ -162,7 +167,8 @@ def finish(pipe_id: str, run_id: int) -> Outcome | None:
     stage = stage_of(pipe_id)
     if run_id not in stage.runs:
         return None
-    return _to_end(stage, stage.run(run_id))
+    with DRIVER.interrupt.listening():
+        return _to_end(stage, stage.run(run_id))
 
 
 def _to_end(stage: Stage, run: Run) -> Outcome:
