@@ -1,0 +1,13 @@
+"""Benchmarks: our ranks and their peers, in turn, in one session.
+
+``mlx-nb bench`` in a terminal, ``%mlx_bench`` in a notebook, or:
+
+>>> import mlx_nb.bench                                      # doctest: +SKIP
+>>> report = mlx_nb.bench.run(["decode"], rounds=3)          # doctest: +SKIP
+>>> print(report.to_markdown())                              # doctest: +SKIP
+"""
+
+from mlx_nb.bench.report import Report, Row, Target
+from mlx_nb.bench.run import run
+
+__all__ = ["Report", "Row", "Target", "run"]
