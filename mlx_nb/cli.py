@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mlx_nb.client.options import (
+    add_bench_options,
     add_cluster_options,
     add_generation_options,
     add_model_options,
@@ -79,6 +80,14 @@ def build_parser() -> argparse.ArgumentParser:
     fetch = _command(commands, "fetch", _fetch, "bring a model onto this machine and print its folder")
     fetch.add_argument("model", nargs="?", default="smollm2", help="(smollm2)")
     fetch.add_argument("-q", "--quiet", action="store_true", help="no progress")
+
+    bench = _command(
+        commands,
+        "bench",
+        _bench,
+        "measure two ranks against mlx-lm in one process, its own pipeline, plain MPI",
+    )
+    add_bench_options(bench)
     return parser
 
 
@@ -118,6 +127,12 @@ def _fetch(found: argparse.Namespace) -> int:
         folder = fetch_model(found.model, progress.tell)
     print(folder)
     return 0
+
+
+def _bench(found: argparse.Namespace) -> int:
+    from mlx_nb.bench.__main__ import run_command
+
+    return run_command(found)
 
 
 def _lab(found: argparse.Namespace) -> int:

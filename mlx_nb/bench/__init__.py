@@ -7,7 +7,7 @@
 >>> print(report.to_markdown())                              # doctest: +SKIP
 """
 
-from mlx_nb.bench.report import Report, Row, Target
 from mlx_nb.bench.run import run
+from mlx_nb.shared.bench_report import Report, Row, Target
 
 __all__ = ["Report", "Row", "Target", "run"]

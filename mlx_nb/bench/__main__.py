@@ -1,51 +1,77 @@
-"""``python -m mlx_nb.bench``: the same as ``mlx-nb bench``."""
+"""``python -m mlx_nb.bench``: what ``mlx-nb bench`` and ``%mlx_bench`` run."""
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from mlx_nb.bench.rows import ROWS
-from mlx_nb.bench.run import run
+from mlx_nb.bench.run import Tell, run
+from mlx_nb.client.options import add_bench_options
 from mlx_nb.client.progress import ProgressLine
+from mlx_nb.shared.bench_report import Report
 from mlx_nb.shared.console_words import in_console
-from mlx_nb.shared.errors import MlxNbError
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of a benchmark."""
-    parser.add_argument("--rows", help="comma-separated, of those that --list names (all)")
-    parser.add_argument("--list", action="store_true", help="name the rows and leave")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each contender is run (3)")
-    parser.add_argument("--model", default="smollm2", help="(smollm2)")
-    parser.add_argument("--quick", action="store_true", help="fewer tokens: to try it out, not to quote")
-    parser.add_argument("--json", metavar="FILE", help="write every sample")
-    parser.add_argument("--markdown", metavar="FILE", help="write the table and the machine's description")
+from mlx_nb.shared.errors import MlxNbError, OptionError
 
 
 def run_command(found: argparse.Namespace) -> int:
-    """Measure, print, write; 1 if a target was missed."""
+    """Measure, print, write; 1 if a target was missed.
+
+    Raises:
+        OptionError: There is no such row, or a file cannot be written.
+    """
     if found.list:
+        width = max(map(len, ROWS))
         for key, row in ROWS.items():
-            print(f"{key:14} {row.text}")
+            print(f"{key:{width}}  {row.text}")
         return 0
-    rows = [key for key in (found.rows or "").split(",") if key]
+    files = [Path(file) for file in (found.json, found.markdown) if file]
+    for file in files:  # before an hour's work, not after it
+        if not file.absolute().parent.is_dir():
+            raise OptionError(f"{file} cannot be written: there is no such folder.", "Make the folder first.")
     with ProgressLine() as progress:
-        report = run(rows, rounds=found.rounds, model=found.model, quick=found.quick, tell=progress.tell)
+        report = _run(found, progress.tell)
     print(report)
-    for file, text in ((found.json, report.to_json()), (found.markdown, report.to_markdown())):
-        if file:
-            Path(file).write_text(text)
-            print(f"written: {file}")
+    if found.json:
+        Path(found.json).write_text(report.to_json())
+    if found.markdown:
+        Path(found.markdown).write_text(report.to_markdown())
+    for file in files:
+        print(f"written: {file}")
     return 0 if report.ok else 1
+
+
+def run_for_notebook(found: argparse.Namespace) -> int:
+    """Measure for ``%mlx_bench``: a JSON line for every step, and one for the report or the error."""
+
+    def say(**event: object) -> None:
+        print(json.dumps(event), flush=True)
+
+    try:
+        report = _run(
+            found, lambda text, done, total: say(kind="progress", text=text, done=done, total=total)
+        )
+    except MlxNbError as error:
+        say(kind="error", problem=error.problem, fix=error.fix)
+        return 1
+    say(kind="report", report=report.to_json())
+    return 0
+
+
+def _run(found: argparse.Namespace, tell: Tell) -> Report:
+    rows = [key for key in (found.rows or "").split(",") if key]
+    return run(rows, rounds=found.rounds, model=found.model, quick=found.quick, tell=tell)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Parse and run."""
-    parser = argparse.ArgumentParser(prog="mlx-nb bench", description=run.__doc__, allow_abbrev=False)
-    add_options(parser)
+    parser = argparse.ArgumentParser(prog="python -m mlx_nb.bench", allow_abbrev=False)
+    add_bench_options(parser)
+    parser.add_argument("--events", action="store_true", help=argparse.SUPPRESS)
+    found = parser.parse_args(arguments)
     try:
-        return run_command(parser.parse_args(arguments))
+        return run_for_notebook(found) if found.events else run_command(found)
     except MlxNbError as error:
         print(f"mlx-nb: {in_console(str(error), 'bench')}", file=sys.stderr)
         return 1

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import psutil
 
-from mlx_nb.bench.report import HIGHER, LOWER, OURS, Target
 from mlx_nb.bench.session import RANKS, SPLITTABLE, Session
 from mlx_nb.bench.worker import run_json, under_mpi
 from mlx_nb.client.cluster import Cluster
 from mlx_nb.client.pipe import Pipe
+from mlx_nb.shared.bench_report import HIGHER, LOWER, OURS, Target
 from mlx_nb.shared.ids import Rank
 
 STORY = "Once upon a time there was a little robot, and"

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 
 from mlx_nb.bench.machine import describe_machine
-from mlx_nb.bench.report import OURS, Report, Row
 from mlx_nb.bench.rows import ROWS
 from mlx_nb.bench.session import Session
+from mlx_nb.shared.bench_report import OURS, Report, Row
 from mlx_nb.shared.errors import MlxNbError, OptionError
 
 Tell = Callable[[str, int, int], None]

@@ -55,3 +55,14 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="run code that the model's folder brings along"
     )
+
+
+def add_bench_options(parser: argparse.ArgumentParser) -> None:
+    """The options of a benchmark."""
+    parser.add_argument("--rows", metavar="A,B", help="which, of those that --list names (all)")
+    parser.add_argument("--list", action="store_true", help="name the rows and leave")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each contender is run (3)")
+    parser.add_argument("--model", default="smollm2", help="(smollm2)")
+    parser.add_argument("--quick", action="store_true", help="fewer tokens: to try it out, not to quote")
+    parser.add_argument("--json", metavar="FILE", help="write every sample")
+    parser.add_argument("--markdown", metavar="FILE", help="write the table and the machine's description")

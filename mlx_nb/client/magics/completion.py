@@ -11,6 +11,7 @@ from typing import Any
 from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMatcherResult, context_matcher
 
 from mlx_nb.client.current import current
+from mlx_nb.client.magics.bench import bench_parser
 from mlx_nb.client.magics.cluster import SUBCOMMANDS as CLUSTER
 from mlx_nb.client.magics.cluster import cluster_parser
 from mlx_nb.client.magics.model import generate_parser, load_parser
@@ -29,6 +30,7 @@ _PARSERS: dict[str, Callable[[], Parser]] = {
     "mlx_load": load_parser,
     "mlx_generate": generate_parser,
     "mlx_step": step_parser,
+    "mlx_bench": bench_parser,
 }
 
 _VALUES: dict[str, Callable[[], Sequence[str]]] = {

@@ -112,6 +112,9 @@ class Report:
     def __repr__(self) -> str:
         return "\n".join([self._headline(), format_table([HEAD, *self._lines()]), *self._notes()])
 
+    def _repr_markdown_(self) -> str:
+        return self.to_markdown()
+
     def to_markdown(self) -> str:
         """The table as Markdown, with the machine's description."""
         rows = ["| " + " | ".join(cells) + " |" for cells in [HEAD, ["---"] * len(HEAD), *self._lines()]]
@@ -131,6 +134,16 @@ class Report:
             rows.append(one)
         found = {"machine": dict(self.machine), "rounds": self.rounds, "rows": rows, "missed": self.missed}
         return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Report":
+        """What `to_json` wrote."""
+        found = json.loads(text)
+        rows = []
+        for one in found["rows"]:
+            one = {name: value for name, value in one.items() if name not in ("medians", "ratios")}
+            rows.append(Row(**{**one, "targets": tuple(Target(**target) for target in one["targets"])}))
+        return cls(found["machine"], found["rounds"], rows, found["missed"])
 
     def _headline(self) -> str:
         rounds = f"{self.rounds} round{'s' if self.rounds != 1 else ''}"
