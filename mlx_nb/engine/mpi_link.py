@@ -203,8 +203,10 @@ class MpiLink:
             if busy:
                 time.sleep(NAP_S)
             else:
-                self._wake.wait(0.05 if self._stale else HEARTBEAT_S / 2 if self._runs else None)
+                woken = self._wake.wait(0.05 if self._stale else HEARTBEAT_S / 2 if self._runs else None)
                 self._wake.clear()
+                if woken:  # whoever sent mostly polls now, and moves it along; two threads at it are slower
+                    time.sleep(NAP_S)
 
     def _test_outgoing(self) -> bool:
         with self._lock:
