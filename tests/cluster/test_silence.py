@@ -14,6 +14,7 @@ from mlx_nb.shared.errors import RankSilentError, RunError
 pytestmark = [pytest.mark.cluster]
 
 QUESTION = "What is the capital of France?"
+STORY = "Once upon a time there was a little robot, and"  # it goes on for thousands of tokens
 ANSWER = "The capital of France is Paris."
 
 
@@ -27,13 +28,15 @@ def pipe(cluster2: Cluster) -> Iterator[Pipe]:
 @pytest.mark.parametrize("after_s", [0.3, 2.0])
 def test_a_stopped_rank_is_named_and_answers_again_once_it_goes_on(pipe: Pipe, after_s: float) -> None:
     pid = pipe.cluster.ranks[1].pid
-    threading.Timer(after_s, os.kill, (pid, signal.SIGSTOP)).start()
+    timer = threading.Timer(after_s, os.kill, (pid, signal.SIGSTOP))
+    timer.start()
     try:
         with pytest.raises(
             RankSilentError, match=r"Rank 1 \(layers 15–29\) has been silent for 10 s, at token \d+"
         ):
-            pipe.generate("Tell me a very long story. " * 20, max_tokens=2000)
+            pipe.generate(STORY, raw=True, max_tokens=4000)
     finally:
+        timer.cancel()
         os.kill(pid, signal.SIGCONT)
 
     assert pipe.last is not None
