@@ -41,6 +41,7 @@ def test_imports_run_one_way(copy: Path) -> None:
     [
         ("client/pipe.py", "from mlx_nb.engine import kv"),
         ("engine/run.py", "from mlx_nb.client import current"),
+        ("engine/run.py", "from mlx_lm.utils import load_model"),
         ("client/generation.py", "import mlx.core"),
         ("shared/plan.py", "from mlx_nb.widgets import stepper"),
     ],

@@ -15,7 +15,6 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
-from mlx_lm.utils import dequantize_model
 
 from mlx_nb.engine.context import ACTIVE
 from mlx_nb.engine.crossing import Crossing
@@ -24,6 +23,7 @@ from mlx_nb.engine.hooks import Hooks
 from mlx_nb.engine.kv import make_kv_cache, state_arrays
 from mlx_nb.engine.layers import layer_paths, named_modules, transformer_layers
 from mlx_nb.engine.loading import owned_parameters, text_config
+from mlx_nb.engine.mlx_lm_api import dequantize_model
 from mlx_nb.engine.pytree import arrays_of, like
 from mlx_nb.engine.resolve import resolve_model
 from mlx_nb.engine.stubs import install_stubs, remove_stubs

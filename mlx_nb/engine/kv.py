@@ -10,20 +10,23 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.generate import maybe_quantize_kv_cache
-from mlx_lm.models.cache import make_prompt_cache
+
+from mlx_nb.engine import mlx_lm_api
 
 KVEntry = Any
 
 
 def make_kv_cache(model: nn.Module, max_kv_size: int | None = None) -> list[KVEntry]:
     """A fresh KV cache for every layer of the whole model, in model order."""
-    return list(make_prompt_cache(model, max_kv_size))
+    return mlx_lm_api.make_prompt_cache(model, max_kv_size)
 
 
 def is_kv_entry(value: object) -> bool:
     """Whether a layer's argument is a KV cache entry (all of mlx-lm's classes have a state)."""
-    return hasattr(value, "state") and (hasattr(value, "is_trimmable") or hasattr(value, "update_and_fetch"))
+    # Asked of the class: in mlx-lm 0.31 an empty entry's state cannot be read.
+    return hasattr(type(value), "state") and (
+        hasattr(value, "is_trimmable") or hasattr(value, "update_and_fetch")
+    )
 
 
 def advance_ghost(entry: KVEntry, batch: int, length: int) -> None:
@@ -93,7 +96,11 @@ def unwatch(entry: KVEntry) -> None:
 
 
 def state_arrays(entry: KVEntry) -> list[mx.array]:
-    """The arrays that an entry holds now (they change with its next update)."""
+    """The arrays that an entry holds now (they change with its next update).
+
+    They are taken from the object and not from its ``state``, which mlx-lm 0.31 cuts to the positions in use
+    and cannot make for an empty entry.
+    """
     found: list[mx.array] = []
 
     def visit(node: Any) -> None:
@@ -102,8 +109,11 @@ def state_arrays(entry: KVEntry) -> list[mx.array]:
         elif isinstance(node, list | tuple):
             for item in node:
                 visit(item)
+        elif is_kv_entry(node):
+            for item in vars(node).values():
+                visit(item)
 
-    visit(entry.state)
+    visit(entry)
     return found
 
 
@@ -120,4 +130,4 @@ def offset_of(entry: KVEntry) -> int:
 
 def quantize_kv_cache(entries: list[KVEntry], start: int, group_size: int, bits: int | None) -> None:
     """Quantise the entries that are long enough, in place, as mlx-lm does after each pass."""
-    maybe_quantize_kv_cache(entries, quantized_kv_start=start, kv_group_size=group_size, kv_bits=bits)
+    mlx_lm_api.quantize_kv_cache(entries, start=start, group_size=group_size, bits=bits)

@@ -13,11 +13,11 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
-from mlx_lm.utils import dequantize_model, load_model
 
 from mlx_nb.engine.context import ACTIVE
 from mlx_nb.engine.crossing import Crossing
 from mlx_nb.engine.kv import is_kv_entry, make_kv_cache, state_arrays
+from mlx_nb.engine.mlx_lm_api import dequantize_model, load_model
 from mlx_nb.engine.pytree import Tree, arrays_of
 from mlx_nb.engine.reach import reachable
 from mlx_nb.engine.rehearse import undisturbed
@@ -61,7 +61,7 @@ def build_model(folder: Path, *, trust_remote_code: bool) -> nn.Module:
     """
     tensors = read_tensors(folder)
     try:
-        model, _ = load_model(folder, lazy=True, trust_remote_code=trust_remote_code)
+        model = load_model(folder, trust_remote_code=trust_remote_code)
     except ValueError as error:
         text = " ".join(str(error).split())
         if "Missing" in text or "Expected shape" in text or "parameters not in model" in text:

@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from mlx_lm.utils import load_tokenizer
-
+from mlx_nb.engine.mlx_lm_api import load_tokenizer
 from mlx_nb.shared.errors import ModelError, PromptError
 from mlx_nb.shared.request import Prompt
 from mlx_nb.shared.tokens import PromptTokens, Token

@@ -57,7 +57,7 @@ def is_plain_object(node: object) -> bool:
         hasattr(node, "__dict__")
         and not isinstance(node, dict | list | tuple | type | nn.Module)
         and not callable(node)
-        and not hasattr(node, "state")
+        and not (hasattr(type(node), "state") or "state" in vars(node))
         and type(node).__module__ in sys.modules
         and _class_at(type(node).__module__, type(node).__qualname__) is type(node)
     )

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
+from mlx_nb.engine.mlx_lm_api import make_logits_processors, make_sampler
 from mlx_nb.shared.request import GenerateOptions
 
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.utils import _get_classes
 
 from mlx_nb.engine.loading import read_config
+from mlx_nb.engine.mlx_lm_api import model_classes
 from mlx_nb.engine.weights import read_header
-from mlx_nb.shared.errors import ModelError
+from mlx_nb.shared.errors import MlxNbError, ModelError
 
 _DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
@@ -23,8 +23,10 @@ def build_unloaded(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     """
     config = read_config(folder)
     try:
-        model_class, args_class = _get_classes(config=config)
+        model_class, args_class = model_classes(config)
         model: nn.Module = model_class(args_class.from_dict(config))
+    except MlxNbError:
+        raise
     except Exception as error:
         text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ModelError(

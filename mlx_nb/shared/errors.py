@@ -66,6 +66,10 @@ class ModelError(MlxNbError):
     """The model's files cannot be used: configuration, tokenizer or architecture."""
 
 
+class VersionError(ModelError):
+    """A package that models need is not one of the versions that mlx_nb works with."""
+
+
 class WeightsError(ModelError):
     """A weight file is missing, truncated, or lacks a tensor that this rank owns."""
 

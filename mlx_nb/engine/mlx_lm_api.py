@@ -1,0 +1,113 @@
+"""The one door to mlx-lm: what is used of it, under names that stay the same between its minor versions.
+
+Two minor versions are tested (`tests/cluster/test_older_mlx_lm.py`); any other is refused with
+what to install. Everything is looked up when it is called, so that a rank with a wrong version still
+answers, with one sentence.
+"""
+
+import importlib
+import inspect
+import json
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_nb.shared.errors import VersionError
+
+OLDEST, BELOW = (0, 31, 3), (0, 33)
+"""The first version that works, and the first that is not known to; ``pyproject.toml`` says the same."""
+
+REQUIREMENT = "mlx-lm>=0.31.3,<0.33"
+
+
+def check_version() -> None:
+    """Refuse a version of mlx-lm that nobody has tried.
+
+    Raises:
+        VersionError: It is missing, too old or too new.
+    """
+    fix = f"In a terminal, in this environment: pip install '{REQUIREMENT}'; then: %mlx_cluster restart"
+    try:
+        found = metadata.version("mlx-lm")
+    except metadata.PackageNotFoundError as error:
+        raise VersionError("mlx-lm is not installed here.", fix) from error
+    numbers = tuple(int(part) for part in found.split(".")[:3] if part.isdigit())
+    if numbers < OLDEST:
+        raise VersionError(f"mlx-lm {found} is too old: mlx_nb works with 0.31.3 to 0.32.", fix)
+    if numbers[:2] >= BELOW:
+        raise VersionError(
+            f"mlx-lm {found} is newer than this mlx_nb, which works with 0.31.3 to 0.32.",
+            f"Look for a newer mlx_nb: pip install -U mlx-nb. Or {fix[0].lower()}{fix[1:]}",
+        )
+
+
+def load_model(folder: Path, *, trust_remote_code: bool) -> nn.Module:
+    """A model folder as mlx-lm builds it, lazily.
+
+    Raises:
+        ValueError: What mlx-lm says of weights or configuration that it cannot use.
+    """
+    load = _find("utils", "load_model")
+    if "trust_remote_code" in inspect.signature(load).parameters:
+        model, _ = load(folder, lazy=True, trust_remote_code=trust_remote_code)
+        return model
+    # 0.31 runs a folder's own code unasked.
+    own = json.loads((folder / "config.json").read_bytes()).get("model_file")
+    if own is not None and not trust_remote_code:
+        raise ValueError(f"it brings code of its own ({own}). Pass trust_remote_code=True if you trust it.")
+    model, _ = load(folder, lazy=True)
+    return model
+
+
+def model_classes(config: dict[str, Any]) -> tuple[Any, Any]:
+    """The model's class and that of its arguments.
+
+    Raises:
+        ValueError: mlx-lm does not know the architecture.
+    """
+    return _find("utils", "_get_classes")(config=config)
+
+
+def dequantize_model(model: nn.Module) -> nn.Module:
+    """The model with plain weights instead of packed ones; lazy."""
+    return _find("utils", "dequantize_model")(model)
+
+
+def load_tokenizer(folder: Path, extra: dict[str, Any], *, eos_token_ids: list[int] | None) -> Any:
+    """mlx-lm's wrapper around a folder's tokenizer."""
+    return _find("utils", "load_tokenizer")(folder, extra, eos_token_ids=eos_token_ids)
+
+
+def make_prompt_cache(model: nn.Module, max_kv_size: int | None) -> list[Any]:
+    """A fresh KV cache for every layer."""
+    return list(_find("models.cache", "make_prompt_cache")(model, max_kv_size))
+
+
+def quantize_kv_cache(entries: list[Any], *, start: int, group_size: int, bits: int | None) -> None:
+    """Quantise the entries that are long enough, in place."""
+    quantize = _find("generate", "maybe_quantize_kv_cache")
+    quantize(entries, quantized_kv_start=start, kv_group_size=group_size, kv_bits=bits)
+
+
+def make_sampler(*, temp: float, top_p: float, min_p: float, top_k: int) -> Callable[[mx.array], mx.array]:
+    """From log-probabilities ``[1, V]`` to a token ``[1]``."""
+    return _find("sample_utils", "make_sampler")(temp=temp, top_p=top_p, min_p=min_p, top_k=top_k)
+
+
+def make_logits_processors(*, repetition_penalty: float | None) -> list[Callable[..., mx.array]]:
+    """Functions from (tokens, logits) to logits."""
+    return _find("sample_utils", "make_logits_processors")(repetition_penalty=repetition_penalty)
+
+
+def _find(module: str, name: str) -> Any:
+    """A function of mlx-lm.
+
+    Raises:
+        VersionError: This is not a version that is known to have it.
+    """
+    check_version()
+    return getattr(importlib.import_module(f"mlx_lm.{module}"), name)
