@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from mlx_nb.bench.session import RANKS, SPLITTABLE, Session
+from mlx_nb.bench.session import LARGE, RANKS, SPLITTABLE, Session
 from mlx_nb.bench.worker import run_json, under_mpi
 from mlx_nb.client.cluster import Cluster
 from mlx_nb.client.pipe import Pipe
@@ -33,6 +33,7 @@ class Contest:
 
     Attributes:
         contenders: By name, what each does once; ours is ``mlx_nb``.
+        after: Called when the row is done.
     """
 
     title: str
@@ -41,6 +42,7 @@ class Contest:
     contenders: dict[str, Measure]
     targets: tuple[Target, ...] = ()
     note: str = ""
+    after: Callable[[], None] | None = None
 
 
 def decode(session: Session) -> Contest:
@@ -132,7 +134,20 @@ def load(session: Session) -> Contest:
     """Loading again, files in the system's cache."""
     session.pipe()
     contenders = {OURS: session.reload, ONE: lambda: session.alone(1).ask("load")}
-    return Contest("load", "s", LOWER, contenders, (Target(ONE, 0.7),), "the files are in the system's cache")
+    note = "files in the system's cache; a tokenizer is the same work for every process"
+    return Contest("load", "s", LOWER, contenders, (Target(ONE, 0.7),), note)
+
+
+def load_large(session: Session) -> Contest:
+    """Eight bits to float32, as a rank on a CPU does unless it is told otherwise."""
+    session.pipe(LARGE)
+
+    def ours() -> float:
+        return session.reload(LARGE)
+
+    contenders = {OURS: ours, ONE: lambda: session.alone(1, LARGE).ask("load")}
+    title = "load 430 M parameters, 8-bit to float32"
+    return Contest(title, "s", LOWER, contenders, (Target(ONE, 0.7),), after=lambda: session.unload(LARGE))
 
 
 def load_bytes(session: Session) -> Contest:
@@ -231,6 +246,7 @@ class Catalogued:
 ROWS: dict[str, Catalogued] = {
     "start": Catalogued("a cluster, from the call until every rank is ready", start),
     "load": Catalogued("loading a model", load),
+    "load-large": Catalogued("loading a larger model, 8-bit to float32", load_large),
     "bytes": Catalogued("bytes read while loading", load_bytes),
     "memory": Catalogued("memory per rank", memory),
     "decode": Catalogued("decode of one stream", decode),

@@ -63,4 +63,6 @@ def _measure(session: Session, key: str, rounds: int, number: int, total: int, t
             if turn:
                 row.samples[name].append(found)
     assert OURS in row.samples
+    if contest.after:
+        contest.after()
     return row

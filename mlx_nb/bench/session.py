@@ -15,7 +15,7 @@ from mlx_nb.client.cluster import Cluster
 from mlx_nb.client.pipe import Pipe
 
 RANKS = 2
-SPLITTABLE = "qwen2"
+SPLITTABLE, LARGE = "qwen2", "qwen2-large"
 
 
 class Session:
@@ -48,12 +48,21 @@ class Session:
             self._pipes[name] = self.cluster().load(self.folder(name))
         return self._pipes[name]
 
-    def reload(self) -> float:
-        """Load the model again, and say how long it took: seconds."""
-        self.pipe().unload()
+    def reload(self, model: str = "") -> float:
+        """Load a model again, and say how long it took: seconds."""
+        name = model or self.model
+        self.pipe(name).unload()
         begin = time.perf_counter()
-        self._pipes[self.model] = self.cluster().load(self.folder(self.model))
+        self._pipes[name] = self.cluster().load(self.folder(name))
         return time.perf_counter() - begin
+
+    def unload(self, model: str) -> None:
+        """Let a model go, ours and the peers': the next row does not need it."""
+        if pipe := self._pipes.pop(model, None):
+            pipe.unload()
+        folder = self._folders.get(model)
+        for key in [key for key in self._workers if key.endswith(f" {folder}")]:
+            self._workers.pop(key).close()
 
     def alone(self, threads: int, model: str = "") -> Worker:
         """The model in one process of mlx-lm's, loaded."""
@@ -74,7 +83,7 @@ class Session:
     def folder(self, model: str) -> str:
         """Where a model lies on this machine."""
         if model not in self._folders:
-            self._folders[model] = self._make() if model == SPLITTABLE else self._fetch(model)
+            self._folders[model] = self._make(model) if model in (SPLITTABLE, LARGE) else self._fetch(model)
         return self._folders[model]
 
     def _fetch(self, model: str) -> str:
@@ -82,10 +91,12 @@ class Session:
 
         return str(fetch_model(model, lambda *_: None))
 
-    def _make(self) -> str:
+    def _make(self, model: str) -> str:
         made = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="mlx_nb-bench-"))
-        folder = Path(made) / SPLITTABLE
-        subprocess.run([sys.executable, "-m", "mlx_nb.bench.peers.make_model", str(folder)], check=True)
+        folder = Path(made) / model
+        options = ["--large"] if model == LARGE else []
+        command = [sys.executable, "-m", "mlx_nb.bench.peers.make_model", str(folder), *options]
+        subprocess.run(command, check=True)
         return str(folder)
 
     def close(self) -> None:

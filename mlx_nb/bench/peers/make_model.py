@@ -1,6 +1,7 @@
-"""A random model with smollm2's dimensions in an architecture that mlx-lm can split by itself.
+"""Random models without a tokenizer, in an architecture that mlx-lm can split by itself.
 
-``python -m mlx_nb.bench.peers.make_model FOLDER`` writes a qwen2 folder, float32, without a tokenizer.
+``python -m mlx_nb.bench.peers.make_model FOLDER`` writes a qwen2 folder with smollm2's dimensions in float32;
+with ``--large`` one of 430 million parameters in 8 bits.
 """
 
 import mlx_nb.engine  # isort: skip  (a fast BLAS before mlx)
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
-from mlx_lm.utils import load_model
+from mlx_lm.utils import load_model, quantize_model
 
 assert mlx_nb.engine
 
@@ -27,16 +28,28 @@ CONFIG = {
     "max_position_embeddings": 8192,
     "tie_word_embeddings": True,
 }
+LARGE = {
+    **CONFIG,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+}
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, *, large: bool) -> None:
     """Write it."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(CONFIG))
+    config = LARGE if large else CONFIG
+    (folder / "config.json").write_text(json.dumps(config))
     mx.random.seed(0)
     model, _ = load_model(folder, lazy=True, strict=False)
+    if large:
+        model, config = quantize_model(model, dict(config), 64, 8)
+        (folder / "config.json").write_text(json.dumps(config))
     mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), large="--large" in sys.argv)

@@ -15,7 +15,7 @@ from typing import Any
 import mlx.core as mx
 import psutil
 from mlx_lm.generate import generate_step
-from mlx_lm.utils import load_model, load_tokenizer
+from mlx_lm.utils import dequantize_model, load_model, load_tokenizer
 
 assert mlx_nb.engine
 
@@ -29,14 +29,17 @@ class OneProcess:
         self._model: Any = None
 
     def load(self) -> float:
-        """Load the model, and its tokenizer if it has one; seconds."""
+        """Load the model, and its tokenizer if it has one; seconds. A quantised one is taken to float32, as ours is."""
         self._model = None
         mx.clear_cache()
         begin = time.perf_counter()
-        self._model, _ = load_model(self._folder, lazy=self._group is not None)
+        self._model, config = load_model(self._folder, lazy=True)
+        if "quantization" in config:
+            self._model = dequantize_model(self._model)
+            self._model.set_dtype(mx.float32)
         if self._group is not None:
             self._model.model.pipeline(self._group)
-            mx.eval(self._model.parameters())
+        mx.eval(self._model.parameters())
         if (self._folder / "tokenizer.json").exists():
             load_tokenizer(self._folder)
         return time.perf_counter() - begin
