@@ -12,6 +12,7 @@ from mlx_nb.client.options import (
     add_generation_options,
     add_model_options,
     generation_options,
+    model_wishes,
 )
 from mlx_nb.shared.console_words import in_console
 from mlx_nb.shared.errors import MlxNbError
@@ -106,17 +107,17 @@ def _demo(found: argparse.Namespace) -> int:
 def _generate(found: argparse.Namespace) -> int:
     from mlx_nb.client.demo import run_generate
 
-    wishes = {"split": found.split, "dtype": found.dtype, "trust_remote_code": found.trust_remote_code}
     where = {"ranks": found.ranks, "hosts": found.hosts, "profile": found.profile}
-    return run_generate(" ".join(found.prompt), found.model, where, wishes, generation_options(found))
+    return run_generate(
+        " ".join(found.prompt), found.model, where, model_wishes(found), generation_options(found)
+    )
 
 
 def _run(found: argparse.Namespace) -> int:
     # The one command that is a rank itself: nothing of the client is used.
     from mlx_nb.engine.batch import run_rank
 
-    wishes = {"split": found.split, "dtype": found.dtype, "trust_remote_code": found.trust_remote_code}
-    return run_rank(found.model, found.prompt, wishes, generation_options(found))
+    return run_rank(found.model, found.prompt, model_wishes(found), generation_options(found))
 
 
 def _fetch(found: argparse.Namespace) -> int:

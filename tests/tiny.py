@@ -142,3 +142,29 @@ def _livelier(path: str, array: mx.array) -> mx.array:
     if "embed" in path:
         return array / 4
     return array * 3 if array.ndim > 1 else array * (1 + 0.2 * noise)
+
+
+LAYOUTS = ("single", "single, index", "sharded", "sharded, index")
+
+
+def store(folder: Path, layout: str) -> Path:
+    """Store a model's one weight file in another layout: in three files, or with an index, or both."""
+    whole = folder / "model.safetensors"
+    tensors = mx.load(str(whole))
+    assert isinstance(tensors, dict)
+    mx.eval(tensors)
+    names = sorted(tensors)
+    count = 3 if layout.startswith("sharded") else 1
+    where = {}
+    for number in range(count):
+        # Every third tensor, so that each layer lies in several files.
+        part = names[number::count]
+        file = f"model-{number + 1:05}-of-{count:05}.safetensors" if count > 1 else whole.name
+        mx.save_safetensors(str(folder / file), {name: tensors[name] for name in part})
+        where.update(dict.fromkeys(part, file))
+    if count > 1:
+        whole.unlink()
+    if layout.endswith("index"):
+        index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": where}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder

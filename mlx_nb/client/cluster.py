@@ -207,18 +207,18 @@ class Cluster:
             model: A name (``smollm2``), a folder, or a Hugging Face id.
             split: ``even``, ``memory`` (in proportion to each rank's), or the layers per rank, rank 0 first.
             dtype: What to compute in; None takes float32 on a CPU and the weights' own on Metal.
-            adapter_path: Not supported yet.
+            adapter_path: The folder of an adapter in mlx-lm's format (LoRA, DoRA or full), on every host.
             ranks: Over the first so many ranks; None takes all.
-            trust_remote_code: Whether code from the model's folder may run.
+            trust_remote_code: Whether code from the model's folder may run on the ranks.
             on_event: Gets each rank's progress.
 
         Raises:
             ModelNotFoundError: There is no such model.
             WeightsError: A weight file is missing or damaged.
+            AdapterError: The adapter is not there, is damaged, or was made for another model.
+            RemoteCodeError: The model is built by code of its own, and `trust_remote_code` is off.
             PlanError: The split does not fit the model or the ranks.
         """
-        if adapter_path is not None:
-            raise OptionError("Adapters cannot be loaded yet.", "Fuse it first: mlx_lm.fuse")
         if ranks is not None and not 1 <= ranks <= len(self):
             raise OptionError(
                 f"A model cannot be loaded over {ranks} ranks; this cluster has {len(self)}.",
@@ -230,6 +230,7 @@ class Cluster:
             "ranks": ranks,
             "split": parse_split(split),
             "dtype": dtype,
+            "adapter_path": str(adapter_path) if adapter_path is not None else None,
             "trust_remote_code": trust_remote_code,
         }
         return Pipe(self, str(model), wishes).load_there(on_event)

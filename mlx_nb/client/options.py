@@ -53,6 +53,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     dtypes = ("float32", "bfloat16", "float16", "native")
     parser.add_argument("--dtype", choices=dtypes, help="to compute in; float32 on a CPU, as stored on Metal")
     parser.add_argument(
+        "--adapter", metavar="PATH", help="a folder with adapter_config.json and adapters.safetensors"
+    )
+    parser.add_argument(
         "--trust-remote-code", action="store_true", help="run code that the model's folder brings along"
     )
 
@@ -66,3 +69,13 @@ def add_bench_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="fewer tokens: to try it out, not to quote")
     parser.add_argument("--json", metavar="FILE", help="write every sample")
     parser.add_argument("--markdown", metavar="FILE", help="write the table and the machine's description")
+
+
+def model_wishes(found: argparse.Namespace) -> dict[str, Any]:
+    """How a model is to be loaded, as `Cluster.load` takes it."""
+    return {
+        "split": found.split,
+        "dtype": found.dtype,
+        "adapter_path": found.adapter,
+        "trust_remote_code": found.trust_remote_code,
+    }

@@ -4,6 +4,7 @@ import secrets
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,6 +43,7 @@ class Pipe:
         name: The model as it was asked for.
         plan: Which rank holds which layers.
         path: The model's folder, on rank 0's host.
+        adapter_path: The adapter's folder there; None without one.
         dtype: What the ranks compute in.
         last: The last run, interrupted ones too; None before the first.
     """
@@ -88,9 +90,14 @@ class Pipe:
         for pipe_id, first in by_rank[0].items():
             shards = [held[pipe_id] for held in by_rank if pipe_id in held]
             counts = [shard.layers[1] - shard.layers[0] for shard in shards]
-            pipe = cls(
-                cluster, first.name, {"ranks": len(shards), "split": counts, "dtype": first.dtype_wish}
-            )
+            wishes = {
+                "ranks": len(shards),
+                "split": counts,
+                "dtype": first.dtype_wish,
+                "adapter_path": first.adapter or None,
+                "trust_remote_code": first.trusted,
+            }
+            pipe = cls(cluster, first.name, wishes)
             pipe.pipe_id, pipe._shards, pipe._found = pipe_id, shards, True
             pipe.plan = pipe._make_plan()
             pipe._enter()
@@ -144,6 +151,10 @@ class Pipe:
         return self._shards[0].folder
 
     @property
+    def adapter_path(self) -> str | None:
+        return self._shards[0].adapter or None
+
+    @property
     def dtype(self) -> str:
         return self._shards[0].dtype
 
@@ -162,7 +173,8 @@ class Pipe:
             "unloaded" if self._unloaded else "cluster ended" if self.cluster.remote.ended else self._state()
         )
         width = f" · D {first.hidden_size}" if first.hidden_size else ""
-        head = f"Pipe {self.name} · {first.num_layers} layers{width} · {first.dtype} · {state}"
+        adapted = f" + adapter {PurePath(first.adapter).name}" if first.adapter else ""
+        head = f"Pipe {self.name}{adapted} · {first.num_layers} layers{width} · {first.dtype} · {state}"
         return f'{head}\n{format_table(plan.rows(), right=(3,))}\n next: pipe.generate("…")  pipe.debug("…")'
 
     def _state(self) -> str:

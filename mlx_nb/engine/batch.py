@@ -32,6 +32,8 @@ def run_rank(model: str, prompt: str, wishes: dict[str, Any], options: dict[str,
         alone = not _all_arrive(PATIENCE_S)
         if link.rank == 0 or alone:
             print(f"mlx-nb: {in_console(str(error), 'run')}", file=sys.stderr, flush=True)
+        if alone:  # the others have what they need and wait for this rank: MPI ends them
+            MPI.COMM_WORLD.Abort(1)
         return 1
     except BaseException:
         # The others would wait for this rank for ever: MPI ends them.

@@ -22,7 +22,7 @@ from mlx_nb.engine.cuts import Cuts, legal_cuts
 from mlx_nb.engine.hooks import Hooks
 from mlx_nb.engine.kv import make_kv_cache, state_arrays
 from mlx_nb.engine.layers import layer_paths, named_modules, transformer_layers
-from mlx_nb.engine.loading import owned_parameters, text_config
+from mlx_nb.engine.loading import owned_parameters, results_of, text_config
 from mlx_nb.engine.mlx_lm_api import dequantize_model
 from mlx_nb.engine.pytree import arrays_of, like
 from mlx_nb.engine.resolve import resolve_model
@@ -95,12 +95,13 @@ def _ends(model: nn.Module, layers: list[nn.Module], paths: list[str], cuts: Cut
         is_last = owned.start > 0
         install_stubs(layers, owned)
         try:
-            names = owned_parameters(
+            results = results_of(
                 model,
                 like(cuts.message(last)) if is_last else None,
                 make_crossing=partial(Crossing.of, cuts, owned),
                 is_last=is_last,
             )
+            names = owned_parameters(model, results)
         finally:
             remove_stubs(layers)
         inside = tuple(f"{paths[layer]}." for layer in owned)

@@ -18,13 +18,16 @@ from mlx_nb.engine.context import ACTIVE
 from mlx_nb.engine.crossing import Crossing
 from mlx_nb.engine.kv import is_kv_entry, make_kv_cache, state_arrays
 from mlx_nb.engine.mlx_lm_api import dequantize_model, load_model
+from mlx_nb.engine.provenance import Provenance, and_more, watching
 from mlx_nb.engine.pytree import Tree, arrays_of
 from mlx_nb.engine.reach import reachable
 from mlx_nb.engine.rehearse import undisturbed
-from mlx_nb.engine.weights import read_tensors
-from mlx_nb.shared.errors import MlxNbError, ModelError, OptionError, WeightsError
+from mlx_nb.engine.weights import index_entry, read_tensors
+from mlx_nb.shared.errors import MlxNbError, ModelError, OptionError, RemoteCodeError, WeightsError
 
 DTYPES = ("float32", "bfloat16", "float16")
+
+_AT_ONCE_BYTES = 16 * 1024 * 1024
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -52,26 +55,53 @@ def text_config(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, **config.get("text_config", {})}
 
 
-def build_model(folder: Path, *, trust_remote_code: bool) -> nn.Module:
-    """The whole model, lazily: nothing of its weights is read.
+def check_code(folder: Path, config: dict[str, Any], *, trusted: bool, fix: str = "") -> None:
+    """Refuse a model that is built by code from its own folder, unless that was allowed.
+
+    Args:
+        folder: The model's folder.
+        config: Its configuration.
+        trusted: Whether its code may run.
+        fix: What to type next, where it is not the usual.
 
     Raises:
-        WeightsError: A file is missing or truncated, or a tensor is missing or has the wrong shape.
+        RemoteCodeError: Its code may not run.
+        ModelError: Its code is not there, or lies outside its folder.
+    """
+    code = config.get("model_file")
+    if code is None:
+        return
+    if not trusted:
+        raise RemoteCodeError(
+            f"{folder.name} is built by code of its own ({code}), which would run on every rank.",
+            fix
+            or f"If you trust it, type: %mlx_load {folder} --trust-remote-code"
+            " (in Python: trust_remote_code=True)",
+        )
+    if not isinstance(code, str) or Path(code).name != code:
+        raise ModelError(
+            f"config.json of {folder.name} names code outside its folder: {code}.", "Fetch the model again."
+        )
+    if not (folder / code).is_file():
+        raise ModelError(f"{folder} has no {code}, which its config.json asks for.", "Fetch the model again.")
+
+
+def build_model(folder: Path, *, trust_remote_code: bool) -> tuple[nn.Module, Provenance]:
+    """The whole model, lazily: nothing of its weights is read.
+
+    Returns:
+        The model, and which of its parameters no file gives: whoever reads one of them must refuse.
+
+    Raises:
+        WeightsError: A file is missing or damaged, or holds tensors that the model has no place for.
+        RemoteCodeError: The model is built by code of its own, which may not run.
         ModelError: mlx-lm does not know the architecture, or refuses the configuration.
     """
-    tensors = read_tensors(folder)
+    check_code(folder, read_config(folder), trusted=trust_remote_code)
+    read_tensors(folder)
     try:
-        model = load_model(folder, trust_remote_code=trust_remote_code)
-    except ValueError as error:
-        text = " ".join(str(error).split())
-        if "Missing" in text or "Expected shape" in text or "parameters not in model" in text:
-            files = ", ".join(sorted({tensor.file for tensor in tensors.values()}))
-            raise WeightsError(
-                f"The weights in {folder} ({files}) do not fit: {text[:400]}", "Fetch the model again."
-            ) from error
-        raise ModelError(
-            f"mlx-lm cannot build {folder.name}: {text[:300]}", "Type: %mlx_load smollm2, or another model."
-        ) from error
+        with watching() as provenance:
+            model = load_model(folder, trust_remote_code=trust_remote_code)
     except MlxNbError:
         raise
     except SystemExit as error:  # a model file that ends the process when its package is missing
@@ -80,11 +110,37 @@ def build_model(folder: Path, *, trust_remote_code: bool) -> nn.Module:
             "Its own message is in the log: %mlx_cluster logs. Or type: %mlx_load smollm2",
         ) from error
     except Exception as error:
-        text = f"{type(error).__name__}: {error}"
+        text = " ".join(str(error).split())
+        # Code that unpacks or stacks tensors looks them up by name.
+        if isinstance(error, KeyError) and "." in (name := str(error.args[0])):
+            raise explain_lacking([name], Provenance(), folder) from error
+        if "[load_safetensors]" in text or "[Load::" in text:
+            raise WeightsError(
+                f"The weights in {folder} cannot be read: {text[:300]}", "Fetch the model again."
+            ) from error
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise ModelError(
-            f"mlx-lm cannot build {folder.name}: {text[:300]}", "Type: %mlx_load smollm2, or another model."
+            f"mlx-lm cannot build {folder.name}: {kind}{text[:300]}",
+            "Type: %mlx_load smollm2, or another model.",
         ) from error
-    return model
+    return model, provenance
+
+
+def explain_lacking(lacking: list[str], provenance: Provenance, folder: Path) -> WeightsError:
+    """The error for parameters that a rank reads and no file gives: tensor, file, shapes."""
+    tensors = read_tensors(folder)
+    first, again = lacking[0], "Fetch the model again, or copy the file again."
+    if first in provenance.misfits:
+        where = f" ({tensors[first].file})" if first in tensors else ""
+        more = f"; {len(lacking) - 1} more do not fit" if len(lacking) > 1 else ""
+        return WeightsError(
+            f"tensor {first}{where} does not fit: {provenance.misfits[first]}{more}.",
+            "Fetch the model again: config.json and the weights do not belong together.",
+        )
+    files = sorted({tensor.file for tensor in tensors.values()})
+    where = index_entry(folder, first) or (files[0] if len(files) == 1 else f"all {len(files)} weight files")
+    are = "is" if len(lacking) == 1 else "are"
+    return WeightsError(f"{and_more('tensor', lacking)} {are} missing from {where} in {folder}.", again)
 
 
 def set_compute_dtype(model: nn.Module, dtype: str | None) -> tuple[nn.Module, str]:
@@ -141,14 +197,14 @@ class _Rehearsal:
         self.crossing.returned(index, value)
 
 
-def owned_parameters(
+def results_of(
     model: nn.Module,
     received: Tree,
     *,
     make_crossing: Callable[[list[Any]], Crossing] = Crossing.alone,
     is_last: bool,
-) -> dict[str, mx.array]:
-    """The parameters that this rank's share of a pass reads, by dotted name.
+) -> list[mx.array]:
+    """What a rank's share of a pass makes, not evaluated: what it sends or says, and its KV caches.
 
     Two tokens are fed, so that no mask is left out. The model must carry its stubs.
 
@@ -158,7 +214,6 @@ def owned_parameters(
         make_crossing: What the pass takes over and owes, for a KV cache list.
         is_last: Whether the logits are made here.
     """
-    parameters = dict(tree_flatten(model.parameters()))
     kv = make_kv_cache(model)
     rehearsal = _Rehearsal(make_crossing(kv), kv)
     if received is not None:
@@ -170,20 +225,38 @@ def owned_parameters(
     finally:
         ACTIVE.reset(token)
     results = arrays_of(output) if is_last else arrays_of(rehearsal.sent)
-    results += [array for entry in rehearsal.used for array in state_arrays(entry)]
+    return results + [array for entry in rehearsal.used for array in state_arrays(entry)]
+
+
+def owned_parameters(model: nn.Module, results: list[mx.array]) -> dict[str, mx.array]:
+    """The parameters that a rank's share of a pass reads, by dotted name; `results` are those of `results_of`."""
+    parameters = dict(tree_flatten(model.parameters()))
     return {name: parameters[name] for name in sorted(reachable(results, parameters))}
 
 
 def materialise(parameters: dict[str, mx.array], folder: Path) -> int:
-    """Read the owned weights; their bytes in memory.
+    """Read the owned weights, a few at a time: what a conversion needs besides is free again soon.
+
+    Returns:
+        Their bytes in memory.
 
     Raises:
         WeightsError: A file could not be read to its end.
     """
-    try:
-        mx.eval(list(parameters.values()))
-    except (RuntimeError, ValueError) as error:
-        raise WeightsError(
-            f"The weights in {folder} cannot be read: {error}", "Fetch the model again."
-        ) from error
+    batch: list[str] = []
+    waiting = 0
+    last = next(reversed(parameters), None)
+    for name, value in parameters.items():
+        batch.append(name)
+        waiting += value.nbytes
+        if waiting < _AT_ONCE_BYTES and name != last:
+            continue
+        try:
+            mx.eval([parameters[one] for one in batch])
+        except (RuntimeError, ValueError) as error:
+            raise WeightsError(
+                f"{and_more('tensor', batch)} in {folder} cannot be read: {error}", "Fetch the model again."
+            ) from error
+        mx.clear_cache()
+        batch, waiting = [], 0
     return sum(value.nbytes for value in parameters.values())

@@ -63,6 +63,15 @@ def load_model(folder: Path, *, trust_remote_code: bool) -> nn.Module:
     return model
 
 
+def load_adapters(model: nn.Module, folder: Path) -> nn.Module:
+    """The model with an adapter put into it, lazily; 0.31 does not look whether its tensors fit.
+
+    Raises:
+        ValueError: They do not.
+    """
+    return _find("tuner.utils", "load_adapters")(model, str(folder))
+
+
 def model_classes(config: dict[str, Any]) -> tuple[Any, Any]:
     """The model's class and that of its arguments.
 

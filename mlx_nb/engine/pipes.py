@@ -71,6 +71,7 @@ def load(
     split: str | Sequence[int] = "even",
     dtype: str | None = None,
     ranks: int | None = None,
+    adapter_path: str | None = None,
     trust_remote_code: bool = False,
 ) -> LoadedShard:
     """Load this rank's share of a model under a pipe's name; over the first `ranks` ranks, or over all."""
@@ -92,6 +93,7 @@ def load(
         size=ranks,
         split=split,
         dtype=dtype,
+        adapter_path=adapter_path,
         trust_remote_code=trust_remote_code,
         publish=events.publish,
     )

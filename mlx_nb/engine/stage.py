@@ -2,7 +2,8 @@
 
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlx_nb.engine.adapters import Adapter
 from mlx_nb.engine.crossing import Crossing
 from mlx_nb.engine.cuts import Cuts, legal_cuts
 from mlx_nb.engine.hooks import Hooks
@@ -17,9 +19,11 @@ from mlx_nb.engine.kv_read import named_arrays, read_entry
 from mlx_nb.engine.layers import layer_paths, named_modules, transformer_layers
 from mlx_nb.engine.loading import (
     build_model,
+    explain_lacking,
     materialise,
     owned_parameters,
     read_config,
+    results_of,
     set_compute_dtype,
     text_config,
 )
@@ -30,7 +34,7 @@ from mlx_nb.engine.stubs import install_stubs
 from mlx_nb.engine.summary import Sizes
 from mlx_nb.engine.transfer import as_numpy
 from mlx_nb.engine.transport import Transport
-from mlx_nb.shared.errors import RunError
+from mlx_nb.shared.errors import AdapterError, RunError, WeightsError
 from mlx_nb.shared.kv_report import KVReport
 from mlx_nb.shared.legal import choose_counts
 from mlx_nb.shared.loaded import LoadedShard
@@ -66,6 +70,7 @@ class Stage:
         size: int | None = None,
         split: str | Sequence[int] = "even",
         dtype: str | None = None,
+        adapter_path: str | None = None,
         trust_remote_code: bool = False,
         publish: Publish = lambda _event: None,
     ) -> None:
@@ -73,18 +78,9 @@ class Stage:
         self.dtype_wish = dtype
         self.name, self.folder, self.transport, self.publish = name, folder, transport, publish
         self.rank, self.size = transport.rank, size or transport.size
-        self.config = text_config(read_config(folder))
-        self.model = build_model(folder, trust_remote_code=trust_remote_code)
-        layers = transformer_layers(self.model)
-        wanted = split_layers(len(layers), self.size, split, model=name)
-        self.model, self.dtype = set_compute_dtype(self.model, dtype)
-        self._place(legal_cuts(self.model), wanted, even=split == "even")
-        received = None if self.shard.is_first else like(self.cuts.message(self.shard.layers.start))
-        self.owned = owned_parameters(
-            self.model, received, make_crossing=self.crossing, is_last=self.shard.is_last
-        )
-        self.weight_bytes = materialise(self.owned, folder)
-        mx.clear_cache()
+        self.trusted = trust_remote_code
+        with self._saying_where():
+            self._load(split, dtype, adapter_path)
         self.load_s = time.perf_counter() - began
         self.hooks = Hooks(self.model)
         self.prompter = Prompter(folder, self.config, trust_remote_code=trust_remote_code)
@@ -101,6 +97,38 @@ class Stage:
             kv_heads=int(self.config.get("num_key_value_heads", heads) or 0),
             vocabulary=self.prompter.vocabulary,
         )
+
+    def _load(self, split: str | Sequence[int], dtype: str | None, adapter_path: str | None) -> None:
+        """Build the model, take a place in it, and read what is needed there.
+
+        Raises:
+            MlxNbError: The model, its weights, the adapter or the split cannot be used.
+        """
+        self.config = text_config(read_config(self.folder))
+        self.model, provenance = build_model(self.folder, trust_remote_code=self.trusted)
+        layers = transformer_layers(self.model)
+        wanted = split_layers(len(layers), self.size, split, model=self.name)
+        self.adapter = Adapter(adapter_path, self.model, self.name) if adapter_path else None
+        self.model, self.dtype = set_compute_dtype(self.model, dtype)
+        self._place(legal_cuts(self.model), wanted, even=split == "even")
+        received = None if self.shard.is_first else like(self.cuts.message(self.shard.layers.start))
+        results = results_of(self.model, received, make_crossing=self.crossing, is_last=self.shard.is_last)
+        # Whatever the share reads comes from a file: MLX would leave it random without a word.
+        if lacking := provenance.lacking(results):
+            raise explain_lacking(lacking, provenance, self.folder)
+        if self.adapter and (lacking := self.adapter.provenance.lacking(results)):
+            raise self.adapter.explain(lacking)
+        self.owned = owned_parameters(self.model, results)
+        del results  # it would keep what is read on the way to an owned parameter
+        self.weight_bytes = materialise(self.owned, self.folder)
+
+    @contextmanager
+    def _saying_where(self) -> Iterator[None]:
+        """Put the rank into an error about files: on several hosts, another one's copy may be whole."""
+        try:
+            yield
+        except (WeightsError, AdapterError) as error:
+            raise type(error)(f"Rank {self.rank} ({_host()}): {error.problem}", error.fix) from error
 
     def _place(self, cuts: Cuts, wanted: Sequence[Shard], *, even: bool) -> None:
         """Take this rank's place in the model: layers, names, stubs. No weight is read.
@@ -158,7 +186,7 @@ class Stage:
             rank=self.rank,
             layers=(self.shard.layers.start, self.shard.layers.stop),
             num_layers=self.shard.num_layers,
-            host=platform.node().split(".")[0],
+            host=_host(),
             weight_bytes=self.weight_bytes,
             load_s=self.load_s,
             dtype=self.dtype,
@@ -173,6 +201,8 @@ class Stage:
             order=self.order,
             parameters=tuple(self.owned),
             split_reason=self.split_reason,
+            adapter=str(self.adapter.folder) if self.adapter else "",
+            trusted=self.trusted,
         )
 
     # Runs ---------------------------------------------------------------------------------------
@@ -274,3 +304,7 @@ class Stage:
                 "decode_s": run.decode_s,
             }
             self.publish({"kind": "token", "run_id": run.request.run_id, **event})
+
+
+def _host() -> str:
+    return platform.node().split(".")[0]

@@ -1,15 +1,14 @@
 """A model out of its configuration alone: shapes and bytes, with no weight file read, or even present."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_nb.engine.loading import read_config
+from mlx_nb.engine.loading import check_code, read_config
 from mlx_nb.engine.mlx_lm_api import model_classes
-from mlx_nb.engine.weights import read_header
+from mlx_nb.engine.weights import read_header, read_index
 from mlx_nb.shared.errors import MlxNbError, ModelError
 
 _DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
@@ -19,9 +18,17 @@ def build_unloaded(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     """The whole model with random, never evaluated weights, quantised as its configuration says.
 
     Raises:
+        RemoteCodeError: The model is built by code of its own.
         ModelError: mlx-lm does not know the architecture, or refuses the configuration.
     """
     config = read_config(folder)
+    check_code(
+        folder,
+        config,
+        trusted=False,
+        fix=f"Plans and shape tables run no such code. Load it: %mlx_load {folder} --trust-remote-code,"
+        " with --split even or layers per rank; its plan is then pipe.plan.",
+    )
     try:
         model_class, args_class = model_classes(config)
         model: nn.Module = model_class(args_class.from_dict(config))
@@ -53,12 +60,8 @@ def stored_dtype(folder: Path, config: dict[str, Any]) -> str:
 
 
 def _tensor_names(folder: Path) -> set[str]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            return set(json.loads(index.read_text()).get("weight_map", {}))
-        except (ValueError, AttributeError) as error:
-            raise ModelError(f"{index} is not a weight index ({error}).", "Fetch the model again.") from error
+    if index := read_index(folder):
+        return set(index)
     return {name for path in folder.glob("model*.safetensors") for name in read_header(path)}
 
 

@@ -22,6 +22,26 @@ class TensorInfo:
     size_bytes: int
 
 
+def read_index(folder: Path) -> dict[str, str]:
+    """Which file the index says a tensor lies in; empty without an index.
+
+    Raises:
+        WeightsError: It is no index.
+    """
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return {}
+    try:
+        return {str(k): str(v) for k, v in json.loads(index.read_text()).get("weight_map", {}).items()}
+    except (ValueError, AttributeError) as error:
+        raise WeightsError(f"{index} is not a weight index ({error}).", "Fetch the model again.") from error
+
+
+def index_entry(folder: Path, tensor: str) -> str:
+    """The file that the index names for a tensor; empty if there is none."""
+    return read_index(folder).get(tensor, "")
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model folder that mlx-lm would read.
 
@@ -29,24 +49,17 @@ def weight_files(folder: Path) -> list[Path]:
         WeightsError: There are none, or the index names one that is missing.
     """
     files = sorted(folder.glob("model*.safetensors"))
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            wanted = sorted(set(json.loads(index.read_text()).get("weight_map", {}).values()))
-        except (ValueError, AttributeError) as error:
+    for name in sorted(set(read_index(folder).values())):
+        if Path(name).name != name:
             raise WeightsError(
-                f"{index} is not a weight index ({error}).", "Fetch the model again."
-            ) from error
-        for name in wanted:
-            if Path(name).name != name:
-                raise WeightsError(
-                    f"{index} names a file outside its folder: {name}.", "Fetch the model again."
-                )
-            if not (folder / name).is_file():
-                raise WeightsError(
-                    f"The weight file {name} is missing from {folder}.",
-                    "Fetch the model again, or copy the file there.",
-                )
+                f"{folder / 'model.safetensors.index.json'} names a file outside its folder: {name}.",
+                "Fetch the model again.",
+            )
+        if not (folder / name).is_file():
+            raise WeightsError(
+                f"The weight file {name} is missing from {folder}.",
+                "Fetch the model again, or copy the file there.",
+            )
     if not files:
         raise WeightsError(
             f"{folder} has no weights (model*.safetensors).",

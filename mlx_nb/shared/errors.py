@@ -74,6 +74,14 @@ class WeightsError(ModelError):
     """A weight file is missing, truncated, or lacks a tensor that this rank owns."""
 
 
+class AdapterError(ModelError):
+    """An adapter is not there, is damaged, or was made for another model."""
+
+
+class RemoteCodeError(ModelError):
+    """A model's folder brings code of its own, and nobody has said that it may run."""
+
+
 class PlanError(MlxNbError):
     """The layers cannot be divided over the ranks in the way that was asked for."""
 

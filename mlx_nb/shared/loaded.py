@@ -28,6 +28,8 @@ class LoadedShard:
         order: Module paths in the order in which one pass first calls them.
         parameters: Names of the parameters that this rank holds.
         split_reason: Why the cuts are not where an even split would have them; empty if they are.
+        adapter: The adapter's folder on this host; empty without one.
+        trusted: Whether code from the model's folder was allowed to run.
     """
 
     name: str
@@ -50,3 +52,5 @@ class LoadedShard:
     order: tuple[str, ...]
     parameters: tuple[str, ...]
     split_reason: str = ""
+    adapter: str = ""
+    trusted: bool = False

@@ -22,10 +22,12 @@ PROMPT = tuple((place * 7) % 101 for place in range(21))
 CHUNK = 8  # three chunks, so that masks of a second multi-token chunk are tried
 
 
-def make_stages(folder: Path, split: Sequence[int], dtype: str | None = None) -> list[Stage]:
+def make_stages(folder: Path, split: Sequence[int], dtype: str | None = None, **wishes: Any) -> list[Stage]:
     """A stage for each rank."""
     transports = LoopbackWorld(len(split)).transports()
-    return [Stage(folder.name, folder, transport, split=split, dtype=dtype) for transport in transports]
+    return [
+        Stage(folder.name, folder, transport, split=split, dtype=dtype, **wishes) for transport in transports
+    ]
 
 
 def request_for(kind: str = "generate", **options: Any) -> RunRequest:

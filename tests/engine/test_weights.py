@@ -1,16 +1,24 @@
 """Damaged weight files are named before anything is read."""
 
 import json
+import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mlx_nb.engine.loading import build_model
+from mlx_nb.engine import stage as stage_module  # before mlx: it loads OpenBLAS
+from mlx_nb.engine.loading import build_model, materialise
+from mlx_nb.engine.stage import Stage
+from mlx_nb.engine.transport import LoopbackWorld
 from mlx_nb.engine.weights import read_header, read_tensors, weight_files
 from mlx_nb.shared.errors import ModelError, WeightsError
-from tests.tiny import make_tiny
+from tests.tiny import make_tiny, store
+
+import mlx.core as mx  # isort: skip
+import mlx.nn as nn  # isort: skip
 
 Tiny = Callable[..., Path]
 
@@ -109,24 +117,158 @@ def test_a_header_of_no_json_is_named(tmp_path: Path) -> None:
         read_header(path)
 
 
-def test_a_missing_tensor_is_named(folder: Path) -> None:
+def without(folder: Path, tensor: str) -> None:
+    """Take a tensor out of the header of a model's one file."""
     weights = folder / "model.safetensors"
     whole = weights.read_bytes()
     (length,) = struct.unpack("<Q", whole[:8])
     header = json.loads(whole[8 : 8 + length])
-    del header["model.layers.3.mlp.up_proj.weight"]
+    del header[tensor]
     header_file(weights, header, whole[8 + length :])
 
-    with pytest.raises(WeightsError, match=r"model\.layers\.3\.mlp\.up_proj\.weight"):
-        build_model(folder, trust_remote_code=False)
+
+def ranks_that_refuse(folder: Path, split: Sequence[int], **wishes: Any) -> dict[int, str]:
+    """What each rank says that does not load, by its number."""
+    said = {}
+    for transport in LoopbackWorld(len(split)).transports():
+        try:
+            Stage(folder.name, folder, transport, split=split, **wishes)
+        except WeightsError as error:
+            said[transport.rank] = error.problem
+    return said
 
 
-def test_a_tensor_of_another_shape_is_named(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("tensor", "ranks"),
+    [
+        ("model.layers.3.mlp.up_proj.weight", {1}),
+        ("model.layers.0.input_layernorm.weight", {0}),
+        ("model.norm.weight", {2}),
+        ("model.embed_tokens.weight", {0, 2}),  # tied: both ends read it
+    ],
+)
+def test_a_missing_tensor_is_named_by_the_ranks_that_need_it(
+    folder: Path, tensor: str, ranks: set[int]
+) -> None:
+    assert ranks_that_refuse(folder, [2, 2, 1]) == {}  # the control
+    without(folder, tensor)
+
+    said = ranks_that_refuse(folder, [2, 2, 1])
+
+    assert said.keys() == ranks
+    for rank, text in said.items():
+        assert text.startswith(f"Rank {rank} (")
+        assert f"tensor {tensor} is missing from model.safetensors in {folder}." in text
+
+
+@pytest.mark.parametrize("dtype", [None, "native", "bfloat16"])
+@pytest.mark.parametrize("part", ["weight", "scales", "biases"])
+def test_a_missing_part_of_a_packed_tensor_is_named(tmp_path: Path, part: str, dtype: str | None) -> None:
+    folder = make_tiny("llama", tmp_path / "model", bits=4)
+    tensor = f"model.layers.3.mlp.up_proj.{part}"
+    without(folder, tensor)
+
+    said = ranks_that_refuse(folder, [2, 3], dtype=dtype)
+
+    if part == "biases":
+        assert set(said) == {1}
+    else:  # mlx-lm meets it before the layers are divided
+        assert set(said) == {0, 1}
+    if part == "scales":  # without scales a module counts as not packed
+        assert "model.layers.3.mlp.up_proj.biases has no place in the model" in said[1]
+    else:
+        assert f"tensor {tensor} is missing from model.safetensors" in said[1]
+
+
+def test_a_missing_file_that_no_index_names_leaves_its_tensors_missing(folder: Path) -> None:
+    store(folder, "sharded")
+    files = sorted(folder.glob("model*.safetensors"))
+    assert len(files) == 3
+    lost = sorted(read_header(files[1]))
+    files[1].unlink()
+
+    said = ranks_that_refuse(folder, [2, 3])
+
+    assert said
+    assert all(f"tensor {lost[0]}" in text or "tensor model." in text for text in said.values())
+    assert all("missing from all 2 weight files" in text for text in said.values())
+
+
+def test_an_index_says_where_a_missing_tensor_should_be(folder: Path) -> None:
+    store(folder, "sharded, index")
+    index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    tensor = "model.layers.3.mlp.up_proj.weight"
+    path = folder / index[tensor]
+    tensors = mx.load(str(path))
+    del tensors[tensor]
+    mx.eval(tensors)
+    mx.save_safetensors(str(path), tensors)
+
+    said = ranks_that_refuse(folder, [2, 3])
+
+    assert set(said) == {1}
+    assert f"tensor {tensor} is missing from {index[tensor]} in" in said[1]
+
+
+def test_a_tensor_of_another_shape_is_named_with_both_shapes(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 95}))
 
-    with pytest.raises(WeightsError, match=r"do not fit: .*shape"):
+    said = ranks_that_refuse(folder, [2, 3])
+
+    assert set(said) == {0, 1}
+    assert re.search(
+        r"tensor model\.layers\.2\.mlp\.down_proj\.weight \(model\.safetensors\) does not fit:"
+        r" \[64, 96\] in the file, \[64, 95\] in the model; 8 more do not fit",
+        said[1],
+    )
+
+
+def test_a_misshapen_tensor_is_the_business_of_its_rank(folder: Path) -> None:
+    tensors = mx.load(str(folder / "model.safetensors"))
+    tensors["model.layers.0.mlp.up_proj.weight"] = mx.zeros((96, 32))
+    mx.eval(tensors)
+    mx.save_safetensors(str(folder / "model.safetensors"), tensors)
+
+    said = ranks_that_refuse(folder, [2, 3])
+
+    assert set(said) == {0}
+    assert "[96, 32] in the file, [96, 64] in the model" in said[0]
+
+
+def test_tensors_without_a_place_are_named(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 4}))
+
+    with pytest.raises(WeightsError, match=r"tensor model\.layers\.4\.\S+ and 8 more have no place"):
         build_model(folder, trust_remote_code=False)
+
+
+def test_a_file_that_is_cut_after_its_header_was_read_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+
+    def cut(parameters: dict[str, mx.array], where: Path) -> int:
+        weights.write_bytes(whole[:3000])
+        return materialise(parameters, where)
+
+    monkeypatch.setattr(stage_module, "materialise", cut)
+
+    said = ranks_that_refuse(folder, [5])
+
+    assert re.search(r"Rank 0 .*tensor model\..* and \d+ more in .* cannot be read", said[0])
+
+
+def test_mlx_loads_weights_as_before_once_a_model_is_built(folder: Path) -> None:
+    before = nn.Module.load_weights
+    build_model(folder, trust_remote_code=False)
+    assert nn.Module.load_weights is before
+    (folder / "config.json").write_text(json.dumps({"model_type": "no_such_type"}))
+    with pytest.raises(ModelError):
+        build_model(folder, trust_remote_code=False)
+    assert nn.Module.load_weights is before
 
 
 def test_an_architecture_that_mlx_lm_does_not_know_is_said(folder: Path) -> None:

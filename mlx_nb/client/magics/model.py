@@ -5,7 +5,12 @@ from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 from mlx_nb.client.current import current
 from mlx_nb.client.magics.parsing import Parser, one_line_errors, parse_words, split_line
 from mlx_nb.client.magics.state import need_cluster, need_pipe, offer
-from mlx_nb.client.options import add_generation_options, add_model_options, generation_options
+from mlx_nb.client.options import (
+    add_generation_options,
+    add_model_options,
+    generation_options,
+    model_wishes,
+)
 from mlx_nb.client.pipe import Pipe
 from mlx_nb.client.progress import ProgressLine
 from mlx_nb.client.stream_out import stream_to_screen
@@ -49,9 +54,7 @@ class ModelMagics(Magics):
             progress.tell(f"loading {found.model}")
             pipe = cluster.load(
                 found.model,
-                split=found.split,
-                dtype=found.dtype,
-                trust_remote_code=found.trust_remote_code,
+                **model_wishes(found),
                 ranks=found.ranks,
                 on_event=progress.on_event,
             )
