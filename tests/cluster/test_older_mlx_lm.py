@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 VERSION = ".".join(map(str, OLDEST))
 
 PARITY = [
+    "tests/engine/test_adapters.py",
     "tests/engine/test_coverage.py",
     "tests/engine/test_cuts.py",
     "tests/engine/test_forwarding.py",
