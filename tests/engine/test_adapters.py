@@ -171,7 +171,7 @@ def test_folders_that_are_no_adapters(tiny: Tiny, adapter: Path) -> None:
         ({"fine_tune_type": "full"}, r"tensor model\.layers\.\S+: not an adapter parameter in the model \(and \d+ more\)"),
         ({"fine_tune_type": "dora"}, r"\.m and \d+ more are missing from .*adapters.safetensors"),
         ({"num_layers": 1}, "not an adapter parameter in the model"),
-        ({"lora_parameters": {"rank": 8, "scale": 1.0, "dropout": 0.0}}, r"adapter shape \(64, 4\) does not match"),
+        ({"lora_parameters": {"rank": 8, "scale": 1.0, "dropout": 0.0}}, r"adapter shape \(\d+, 4\) does not match"),
     ],
 )  # fmt: skip
 def test_a_configuration_that_does_not_fit(
