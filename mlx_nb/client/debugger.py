@@ -71,7 +71,12 @@ class Debugger(Looking):
 
     def _begin(self) -> None:
         self.gen.state = "stopped"
-        self.pipe.call_all("open_run", self._request)
+        try:
+            self.pipe.call_all("open_run", self._request)
+        except MlxNbError:
+            self.gen.state = "failed"
+            self.close()  # some ranks may have opened it
+            raise
         self.position = self._go(Stride(name="token"))
 
     # Strides --------------------------------------------------------------------------------------

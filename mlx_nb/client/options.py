@@ -1,19 +1,44 @@
 """The options of generation, once for all: the magics and the console script read them the same way."""
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
-_OPTIONS: tuple[tuple[str, type, str], ...] = (
+
+def _pairs(text: str) -> dict[int, float]:
+    """``42=-100,7=5`` as a dict."""
+    try:
+        return {
+            int(token): float(number)
+            for token, _, number in (part.partition("=") for part in text.split(","))
+        }
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not like 42=-100,7=5") from None
+
+
+def _escaped(text: str) -> str:
+    """A text whose line breaks and tabs are written as in Python: a line of a magic cannot hold them."""
+    return text.replace("\\n", "\n").replace("\\t", "\t")
+
+
+_OPTIONS: tuple[tuple[str, Callable[[str], Any], str], ...] = (
     ("--max-tokens", int, "the most tokens to generate (256)"),
     ("--temp", float, "temperature; 0 takes the likeliest token (0)"),
     ("--top-p", float, "nucleus: the smallest set of tokens with this probability; 0 is off"),
     ("--top-k", int, "the k likeliest tokens; 0 is off"),
     ("--min-p", float, "least probability as a share of the likeliest token's; 0 is off"),
     ("--seed", int, "makes sampling repeatable"),
-    ("--repetition-penalty", float, "above 1 discourages the last 20 tokens"),
+    ("--stop", _escaped, "text that ends the run, and is not part of it; may be given several times"),
+    ("--repetition-penalty", float, "above 1 discourages the last tokens"),
+    ("--repetition-context-size", int, "how many of them (20)"),
+    ("--presence-penalty", float, "subtracted from the logits of the last 20 tokens"),
+    ("--frequency-penalty", float, "the same, for each time that they occur"),
+    ("--logit-bias", _pairs, "added to tokens' logits: 42=-100,7=5"),
     ("--prefill-step-size", int, "prompt tokens a chunk"),
-    ("--max-kv-size", int, "slots of a rotating KV cache"),
+    ("--max-kv-size", int, "slots of a rotating KV cache, whose first 4 tokens stay"),
     ("--kv-bits", int, "bits of a quantised KV cache: 2, 3, 4, 5, 6 or 8"),
+    ("--kv-group-size", int, "its group size: 32, 64 or 128 (64)"),
+    ("--quantized-kv-start", int, "tokens from which on it is quantised (0)"),
 )
 
 
@@ -21,8 +46,9 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
     """Add every option of generation to a parser; absent ones stay out of the result."""
     group = parser.add_argument_group("generation, as in mlx-lm")
     for name, kind, text in _OPTIONS:
+        many: dict[str, Any] = {"action": "append"} if name == "--stop" else {}
         group.add_argument(
-            name, type=kind, default=argparse.SUPPRESS, help=text, metavar=name[2:].upper()[:1]
+            name, type=kind, default=argparse.SUPPRESS, help=text, metavar=name[2:].upper()[:1], **many
         )
     group.add_argument(
         "--raw",

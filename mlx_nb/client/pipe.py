@@ -11,6 +11,7 @@ import numpy as np
 
 from mlx_nb.client.current import current
 from mlx_nb.client.generation import Generation, Piece
+from mlx_nb.client.processors import read_options
 from mlx_nb.client.streaming import FreeRun
 from mlx_nb.shared.errors import ClusterError, NoModelError, OptionError, PromptError
 from mlx_nb.shared.ids import Rank
@@ -19,7 +20,7 @@ from mlx_nb.shared.loaded import LoadedShard
 from mlx_nb.shared.model_sizes import SiteTable
 from mlx_nb.shared.outcome import Outcome
 from mlx_nb.shared.plan import Plan, split_layers
-from mlx_nb.shared.request import GenerateOptions, Prompt, RunRequest, options_from
+from mlx_nb.shared.request import GenerateOptions, Prompt, RunRequest, check_for_model, options_from
 from mlx_nb.shared.text import format_table
 from mlx_nb.shared.tokens import PromptTokens
 
@@ -234,7 +235,7 @@ class Pipe:
 
     def begin(self, prompt: Prompt, **options: Any) -> FreeRun:
         """Start a free run; `FreeRun.pieces` follows it. Arguments and errors as `generate`."""
-        checked = options_from(options)
+        checked = read_options(options)
         request = self.request(prompt, checked)
         self.last = Generation(list(request.tokens))
         return self.free_run("generate", request)
@@ -263,6 +264,8 @@ class Pipe:
 
     def request(self, prompt: Prompt, options: GenerateOptions, kind: str = "generate") -> RunRequest:
         """A run as it is sent to every rank, under a new id."""
+        first = self._shards[0]
+        check_for_model(options, vocabulary=first.vocabulary, has_tokenizer=first.has_tokenizer)
         ids = self.encode(prompt, raw=options.raw)
         # A message's tag: positive, and the same on every rank. Random, since several kernels may attach.
         run_id = secrets.randbelow(2**30 - 1) + 1
@@ -294,7 +297,7 @@ class Pipe:
         """
         from mlx_nb.client.debugger import Debugger  # it imports this module
 
-        checked = options_from(options)
+        checked = read_options(options)
         request = self.request(prompt, checked)
         open_one = current.dbg
         note = ""

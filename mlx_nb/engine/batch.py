@@ -15,7 +15,7 @@ from mlx_nb.engine.resolve import resolve_model
 from mlx_nb.engine.stage import Stage
 from mlx_nb.shared.console_words import in_console
 from mlx_nb.shared.errors import MlxNbError
-from mlx_nb.shared.request import RunRequest, options_from
+from mlx_nb.shared.request import RunRequest, check_for_model, options_from
 
 PATIENCE_S = 2.0
 RUN_ID = 1  # one run in the life of these processes
@@ -72,6 +72,9 @@ def _run(link: MpiLink, model: str, prompt: str, wishes: dict[str, Any], options
             print(event["text"], end="", flush=True)
 
     stage = Stage(model, folder, link, publish=show, **{**wishes, "split": counts})
+    check_for_model(
+        checked, vocabulary=stage.sizes.vocabulary, has_tokenizer=stage.prompter.tokenizer is not None
+    )
     request = RunRequest(
         run_id=RUN_ID,
         tokens=tuple(stage.prompter.encode(prompt, raw=checked.raw)),

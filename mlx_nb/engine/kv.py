@@ -12,13 +12,47 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_nb.engine import mlx_lm_api
+from mlx_nb.shared.errors import OptionError
+from mlx_nb.shared.request import KEPT_TOKENS, GenerateOptions
 
 KVEntry = Any
 
 
 def make_kv_cache(model: nn.Module, max_kv_size: int | None = None) -> list[KVEntry]:
-    """A fresh KV cache for every layer of the whole model, in model order."""
-    return mlx_lm_api.make_prompt_cache(model, max_kv_size)
+    """A fresh KV cache for every layer of the whole model, in model order.
+
+    mlx-lm limits only models that leave the making to it; here every entry that would grow without end is
+    limited, also where a model makes its own (llama does, since it may have sliding windows).
+    """
+    entries = mlx_lm_api.make_prompt_cache(model, max_kv_size)
+    if max_kv_size is None:
+        return entries
+    return [
+        mlx_lm_api.rotating_kv_cache(max_kv_size, KEPT_TOKENS) if type(entry).__name__ == "KVCache" else entry
+        for entry in entries
+    ]
+
+
+def check_kv_options(entries: list[KVEntry], options: GenerateOptions) -> None:
+    """Check what is asked of a model's fresh KV caches.
+
+    Raises:
+        OptionError: They cannot be limited, or not be quantised.
+    """
+    parts = [part for entry in entries for part in parts_of(entry)]
+    names = ", ".join(sorted({type(part).__name__ for part in parts}))
+    if options.max_kv_size is not None and not any(
+        type(part).__name__ == "RotatingKVCache" and part.keep == KEPT_TOKENS for part in parts
+    ):
+        raise OptionError(f"This model's KV caches ({names}) cannot be limited.", "Leave max_kv_size away.")
+    if options.kv_bits is not None:
+        if any("Rotating" in type(part).__name__ for part in parts):
+            raise OptionError(
+                f"This model's KV caches ({names}) rotate, and mlx-lm cannot quantise those.",
+                "Leave kv_bits away.",
+            )
+        if not any(hasattr(entry, "to_quantized") for entry in entries):
+            raise OptionError(f"This model's KV caches ({names}) cannot be quantised.", "Leave kv_bits away.")
 
 
 def is_kv_entry(value: object) -> bool:
@@ -129,5 +163,16 @@ def offset_of(entry: KVEntry) -> int:
 
 
 def quantize_kv_cache(entries: list[KVEntry], start: int, group_size: int, bits: int | None) -> None:
-    """Quantise the entries that are long enough, in place, as mlx-lm does after each pass."""
+    """Quantise the entries that are long enough, in place, as mlx-lm does after each pass.
+
+    Raises:
+        OptionError: The group size does not divide the width of the keys or values.
+    """
+    for entry in entries:
+        for array in (getattr(entry, "keys", None), getattr(entry, "values", None)):
+            if isinstance(array, mx.array) and array.shape[-1] % group_size:
+                raise OptionError(
+                    f"kv_group_size {group_size} does not divide this model's KV heads, which are {array.shape[-1]} wide.",
+                    "Type: kv_group_size=32" if array.shape[-1] % 32 == 0 else "Leave kv_bits away.",
+                )
     mlx_lm_api.quantize_kv_cache(entries, start=start, group_size=group_size, bits=bits)

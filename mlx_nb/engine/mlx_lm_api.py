@@ -107,9 +107,14 @@ def make_sampler(*, temp: float, top_p: float, min_p: float, top_k: int) -> Call
     return _find("sample_utils", "make_sampler")(temp=temp, top_p=top_p, min_p=min_p, top_k=top_k)
 
 
-def make_logits_processors(*, repetition_penalty: float | None) -> list[Callable[..., mx.array]]:
-    """Functions from (tokens, logits) to logits."""
-    return _find("sample_utils", "make_logits_processors")(repetition_penalty=repetition_penalty)
+def make_logits_processors(**options: Any) -> list[Callable[..., mx.array]]:
+    """Functions from (tokens, logits) to logits: a bias, and three kinds of penalty with their context sizes."""
+    return _find("sample_utils", "make_logits_processors")(**options)
+
+
+def rotating_kv_cache(size: int, keep: int) -> Any:
+    """An entry of `size` slots that keeps its first `keep` tokens."""
+    return _find("models.cache", "RotatingKVCache")(max_size=size, keep=keep)
 
 
 def _find(module: str, name: str) -> Any:

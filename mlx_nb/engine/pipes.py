@@ -137,7 +137,16 @@ def generate(pipe_id: str, request: RunRequest) -> Outcome:
     """Take part in a free run from start to end. Called on all ranks together."""
     stage = stage_of(pipe_id)
     with DRIVER.interrupt.listening():
-        return _to_end(stage, stage.open_run(request))
+        return _to_end(stage, _opened(stage, request))
+
+
+def _opened(stage: Stage, request: RunRequest) -> Run:
+    """Take part in a run; a rank that cannot tells the others, which would wait for it."""
+    try:
+        return stage.open_run(request)
+    except Exception as error:
+        stage.transport.abort(request.run_id, f"Rank {stage.rank} cannot take part: {error}")
+        raise
 
 
 def open_run(pipe_id: str, request: RunRequest) -> None:

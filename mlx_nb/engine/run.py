@@ -19,6 +19,7 @@ from mlx_nb.engine.crossing import Crossing
 from mlx_nb.engine.kv import (
     KVEntry,
     advance_ghost,
+    check_kv_options,
     empty_ghost,
     is_kv_entry,
     make_kv_cache,
@@ -29,6 +30,7 @@ from mlx_nb.engine.kv import (
 from mlx_nb.engine.patience import Patience
 from mlx_nb.engine.pytree import Tree, arrays_of
 from mlx_nb.engine.sampling import Sampler
+from mlx_nb.engine.text_out import TextOut
 from mlx_nb.engine.transport import Arrival
 from mlx_nb.shared.ids import LayerIndex
 from mlx_nb.shared.position import KVOffset
@@ -89,6 +91,7 @@ class Run:
         self.request = request
         self.tokens = list(request.tokens)
         self.kv: list[KVEntry] = make_kv_cache(stage.model, request.options.max_kv_size)
+        check_kv_options(self.kv, request.options)
         self.state = "running"
         self.finish = ""
         self.probe: Probe | None = None
@@ -99,12 +102,12 @@ class Run:
         self.current: Pass | None = None
         self.wait_began: float | None = None
         self.stop: Stop | None = None
-        self.text = ""
         self.prompt_s = 0.0
         self.decode_s = 0.0
         self._first_token_at = 0.0
         self._began = 0.0
-        self._detokenizer = stage.prompter.detokenizer() if stage.shard.is_last else None
+        detokenizer = stage.prompter.detokenizer() if stage.shard.is_last else None
+        self._out = TextOut(detokenizer, request.options.stop)
         # Places in `kv`, not objects: quantising replaces the objects.
         self.layer_places: dict[int, list[int]] = {}
         # A rank alone owns all of it, also where a model never calls its layers.
@@ -121,10 +124,10 @@ class Run:
         if self.request.kind == "logits":
             return
         while True:
-            token, finish = self._next_token(logits)
+            token, more, finish = self._next_token(logits)
             self.tokens.append(token)
             self._clock_token()
-            self.stage.on_token(self, token, self._more_text(token, finish), finish)
+            self.stage.on_token(self, token, more, finish)
             if finish:
                 self.finish = finish
                 self.clock.turn("")
@@ -134,16 +137,26 @@ class Run:
             logits = self._forward(len(self.tokens) - 1, len(self.tokens), "decode", final=True)
 
     def _prefill(self) -> mx.array | None:
-        size = self.request.options.prefill_step_size or self.stage.prefill_step_size
         total = len(self.request.tokens)
         logits = None
-        for start in range(0, total, size):
-            stop = min(start + size, total)
+        for start, stop in self._chunks(total):
             logits = self._forward(start, stop, "prefill", final=stop == total)
             self.stage.on_prefill(self, stop, total)
             if stop < total:
                 self._end_pass()
         return logits
+
+    def _chunks(self, total: int) -> list[tuple[int, int]]:
+        """Where the prompt's chunks begin and end.
+
+        A pass attends to its own tokens as they are, and writes them quantised, or over others: then the last
+        token is fed alone, as in mlx-lm, for the same result.
+        """
+        options = self.request.options
+        size = options.prefill_step_size or self.stage.prefill_step_size
+        whole = total - 1 if options.kv_differs and self.request.kind == "generate" else total
+        chunks = [(start, min(start + size, whole)) for start in range(0, whole, size)]
+        return chunks if whole == total else [*chunks, (whole, total)]
 
     def _forward(self, start: int, stop: int, phase: str, *, final: bool) -> mx.array | None:
         """One pass; on the last rank the last position's logits ``[1, V]``, if they are needed."""
@@ -178,13 +191,13 @@ class Run:
         self.passes.append((phase, stop - start, time.perf_counter() - began))
         return logits
 
-    def _next_token(self, logits: mx.array | None) -> tuple[int, str]:
-        """The last rank samples and tells the others; the token, and why the run ends with it or ""."""
+    def _next_token(self, logits: mx.array | None) -> tuple[int, str, str]:
+        """The last rank samples and tells the others; the token, its text, and why the run ends with it or ""."""
         last = self.stage.size - 1
         if self._sampler is None:
             self._end_pass()  # before waiting: the token only comes once the later ranks have had their turn
             token, finish = self.wait_for(last, "the token").value
-            return int(token), str(finish)
+            return int(token), "", str(finish)
         assert logits is not None  # the last rank's final pass always makes them
         token = self._sampler.pick(logits, self.tokens)
         generated = len(self.tokens) + 1 - len(self.request.tokens)
@@ -193,27 +206,21 @@ class Run:
             finish = "stop"
         elif generated >= self.request.options.max_tokens:
             finish = "length"
+        more, finish = self._out.add(token, finish)
         for rank in range(last):
             self.stage.transport.send(rank, self.request.run_id, (token, finish))
-        return token, finish
+        return token, more, finish
+
+    @property
+    def text(self) -> str:
+        """The text so far; empty on all ranks but the last."""
+        return self._out.text
 
     def _clock_token(self) -> None:
         now = time.perf_counter()
         if not self._first_token_at:
             self._first_token_at, self.prompt_s = now, now - self._began
         self.decode_s = now - self._first_token_at
-
-    def _more_text(self, token: int, finish: str) -> str:
-        """The text that this token adds; some tokens are only part of a character and add none yet."""
-        if self._detokenizer is None:
-            return ""
-        if finish != "stop":
-            self._detokenizer.add_token(token)
-        if finish:
-            self._detokenizer.finalize()
-        more = self._detokenizer.last_segment
-        self.text += more
-        return more
 
     def value(self) -> mx.array | None:
         """The first array where the run stands; None where it does not stand at one."""

@@ -1,5 +1,6 @@
 """From logits to a token, through mlx-lm's own samplers, with a random state that belongs to the run."""
 
+import pickle
 import secrets
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +8,10 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_nb.engine.mlx_lm_api import make_logits_processors, make_sampler
+from mlx_nb.shared.errors import OptionError
 from mlx_nb.shared.request import GenerateOptions
+
+Processor = Callable[[mx.array, mx.array], mx.array]
 
 
 class Sampler:
@@ -21,7 +25,16 @@ class Sampler:
         self._sample: Callable[[mx.array], mx.array] = make_sampler(
             temp=options.temp, top_p=options.top_p, min_p=options.min_p, top_k=options.top_k
         )
-        self._processors = make_logits_processors(repetition_penalty=options.repetition_penalty)
+        self._processors: list[Processor] = make_logits_processors(
+            logit_bias=dict(options.logit_bias),
+            repetition_penalty=options.repetition_penalty,
+            repetition_context_size=options.repetition_context_size,
+            presence_penalty=options.presence_penalty,
+            presence_context_size=options.presence_context_size,
+            frequency_penalty=options.frequency_penalty,
+            frequency_context_size=options.frequency_context_size,
+        )
+        self._processors += [_guarded(pickled) for pickled in options.logits_processors]
         self._draws = options.temp > 0
         self._seed = options.seed if options.seed is not None else secrets.randbits(32)
 
@@ -47,6 +60,42 @@ class Sampler:
         finally:
             mx.random.seed(others)
         return token
+
+
+def _guarded(pickled: bytes) -> Processor:
+    """A user's own function, which answers for what it raises and returns.
+
+    Raises:
+        OptionError: It cannot be rebuilt here.
+    """
+    try:
+        function = pickle.loads(pickled)
+    except Exception as error:
+        raise OptionError(
+            f"A logits processor cannot be rebuilt on the last rank: {type(error).__name__}: {error}.",
+            "Define it in the notebook, and import what it needs inside it.",
+        ) from error
+    name = getattr(function, "__name__", type(function).__name__)
+
+    def process(tokens: mx.array, logits: mx.array) -> mx.array:
+        shape = logits.shape
+        try:
+            changed = function(tokens, logits)
+            mx.eval(changed)
+        except Exception as error:
+            raise OptionError(
+                f"The logits processor {name} raised {type(error).__name__} on the last rank: {error}.",
+                "It gets tokens [L] and logits [1, V] as mx.arrays; import what it needs inside it.",
+            ) from error
+        if not isinstance(changed, mx.array) or changed.shape != shape:
+            found = list(changed.shape) if isinstance(changed, mx.array) else type(changed).__name__
+            raise OptionError(
+                f"The logits processor {name} returned {found}, not logits {list(shape)}.",
+                "End it with: return logits",
+            )
+        return changed
+
+    return process
 
 
 def _state_as_seed() -> int:

@@ -27,7 +27,23 @@ TINY_TOKENS = 24
 SAMPLING = {"temp": 0.8, "top_p": 0.9, "top_k": 40, "min_p": 0.02}
 SEED = 7
 PENALTY = 1.3
-TINY = ("gemma3", "rwkv7", "deepseek_v3")
+# Options as ours; those of mlx-lm's processors are picked out by name. Chunks of 16 end where mlx-lm's do.
+TUNED: dict[str, dict[str, Any]] = {
+    "rotating": {"max_kv_size": 24, "prefill_step_size": 16},
+    "quantised": {"kv_bits": 4, "kv_group_size": 32, "prefill_step_size": 16},
+    "quantised later": {"kv_bits": 4, "quantized_kv_start": 40, "prefill_step_size": 16},
+    "eight bits": {"kv_bits": 8, "prefill_step_size": 16},
+    "repetition": {"repetition_penalty": 1.4, "repetition_context_size": 60},
+    "presence": {"presence_penalty": 3.0, "presence_context_size": 40},
+    "frequency": {"frequency_penalty": 4.0, "frequency_context_size": 60},
+    "bias": {"logit_bias": {28: 6.0, 260: -100.0, 253: -100.0}},
+    "all": {"temp": 0.9, "top_k": 30, "presence_penalty": 1.0, "logit_bias": {253: -5.0}},
+}
+TUNED_PROMPT, TUNED_TOKENS = 8, 20
+PROCESSORS = ("logit_bias", "repetition_penalty", "presence_penalty", "frequency_penalty")
+PROCESSORS += ("repetition_context_size", "presence_context_size", "frequency_context_size")
+TINY = ("gemma3", "rwkv7", "deepseek_v3", "qwen3")
+TINY_ROTATING = {"max_kv_size": 12, "prefill_step_size": 8}
 IDS = [(place * 7) % 101 for place in range(21)]
 
 
@@ -40,6 +56,7 @@ def main(folder: Path, tiny: Path) -> None:
     import mlx_lm
     import numpy as np
     from mlx_lm.generate import generate_step
+    from mlx_lm.models.cache import RotatingKVCache
     from mlx_lm.sample_utils import make_logits_processors, make_sampler
     from mlx_lm.utils import load_model
 
@@ -64,12 +81,35 @@ def main(folder: Path, tiny: Path) -> None:
     found["sampled"] = answer(PROMPTS[2], MAX_TOKENS[2], sampler=make_sampler(**SAMPLING))
     processors = make_logits_processors(repetition_penalty=PENALTY)
     found["penalised"] = answer(PROMPTS[2], MAX_TOKENS[2], logits_processors=processors)
+    found["tuned"] = {}
+    for name, options in TUNED.items():
+        given = dict(options)
+        chosen = {key: given.pop(key) for key in PROCESSORS if key in given}
+        sampling = {key: given.pop(key) for key in SAMPLING if key in given}
+        if "kv_bits" in given:
+            given.setdefault("quantized_kv_start", 0)
+        if "max_kv_size" in given:  # which mlx-lm ignores for llama, since that makes its own KV caches
+            size = given.pop("max_kv_size")
+            given["prompt_cache"] = [RotatingKVCache(size, keep=4) for _ in model.layers]
+        mx.random.seed(SEED)
+        found["tuned"][name] = answer(
+            PROMPTS[TUNED_PROMPT],
+            TUNED_TOKENS,
+            sampler=make_sampler(**sampling),
+            logits_processors=make_logits_processors(**chosen),
+            **given,
+        )
     found["tiny"] = {}
     for kind in TINY:
         small, _ = load_model(tiny / kind)
         found["tiny"][kind] = [
             int(token) for token, _ in generate_step(mx.array(IDS), small, max_tokens=TINY_TOKENS)
         ]
+    small, _ = load_model(tiny / "qwen3")
+    found["tiny_rotating"] = [
+        int(token)
+        for token, _ in generate_step(mx.array(IDS), small, max_tokens=TINY_TOKENS, **TINY_ROTATING)
+    ]
     logits = np.array(model(mx.array(encode(PROMPTS[0]))[None])[0].astype(mx.float32))
     np.save(folder / "logits.npy", logits)
     (folder / "reference.json").write_text(json.dumps(found))
