@@ -25,7 +25,7 @@ class Sampler:
         self._sample: Callable[[mx.array], mx.array] = make_sampler(
             temp=options.temp, top_p=options.top_p, min_p=options.min_p, top_k=options.top_k
         )
-        self._processors: list[Processor] = make_logits_processors(
+        built_in = make_logits_processors(
             logit_bias=dict(options.logit_bias),
             repetition_penalty=options.repetition_penalty,
             repetition_context_size=options.repetition_context_size,
@@ -34,7 +34,7 @@ class Sampler:
             frequency_penalty=options.frequency_penalty,
             frequency_context_size=options.frequency_context_size,
         )
-        self._processors += [_guarded(pickled) for pickled in options.logits_processors]
+        self._processors: list[Processor] = [*built_in, *map(_guarded, options.logits_processors)]
         self._draws = options.temp > 0
         self._seed = options.seed if options.seed is not None else secrets.randbits(32)
 
