@@ -6,13 +6,14 @@ on at a time; the others answer questions and use no CPU.
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 from mlx_nb.client.current import current
 from mlx_nb.client.generation import Generation
 from mlx_nb.client.looking import Looking
+from mlx_nb.shared.breaks import Break
 from mlx_nb.shared.errors import MlxNbError, OptionError, RunFinished
 from mlx_nb.shared.ids import LayerIndex, Rank
 from mlx_nb.shared.outcome import Outcome
@@ -46,7 +47,14 @@ class Debugger(Looking):
     """
 
     def __init__(
-        self, pipe: "Pipe", request: RunRequest, generation: Generation, prompt: Prompt, *, note: str = ""
+        self,
+        pipe: "Pipe",
+        request: RunRequest,
+        generation: Generation,
+        prompt: Prompt,
+        *,
+        note: str = "",
+        begin: bool = True,
     ) -> None:
         self.pipe = pipe
         self.gen = generation
@@ -67,17 +75,26 @@ class Debugger(Looking):
         self._hops: dict[Rank, Position] = {}
         self._tokens: PromptTokens | None = None
         self._pieces: list[str] = []
-        self._begin()
+        if begin:
+            self._begin()
 
-    def _begin(self) -> None:
-        self.gen.state = "stopped"
+    def open(self) -> None:
+        """Make the run on every rank; nothing is computed yet.
+
+        Raises:
+            MlxNbError: A rank refuses it.
+        """
         try:
             self.pipe.call_all("open_run", self._request)
         except MlxNbError:
             self.gen.state = "failed"
             self.close()  # some ranks may have opened it
             raise
-        self.position = self._go(Stride(name="token"))
+
+    def _begin(self) -> None:
+        self.open()
+        self.gen.state = "stopped"
+        self.position = self._go(Stride(name="token"), breaks=False)
 
     # Strides --------------------------------------------------------------------------------------
 
@@ -131,7 +148,7 @@ class Debugger(Looking):
         return self._stride("until", site=pattern, **{k: v for k, v in wanted.items() if v is not None})
 
     def run(self) -> Position:
-        """To the end of the run (to a breakpoint, once there are some); an interrupt stands still on the way."""
+        """To the next breakpoint, or to the end of the run; an interrupt stands still on the way."""
         return self._stride("run")
 
     cont = run
@@ -166,19 +183,35 @@ class Debugger(Looking):
             )
             return self._arrive(self._go(stride))
 
-    def _go(self, stride: Stride) -> Position:
+    def _go(self, stride: Stride, *, breaks: bool = True) -> Position:
         """Let the ranks go on, one after another, until one stands still or the run ends."""
+        walk = self.walk(stride, breaks=breaks)
+        while True:
+            try:
+                next(walk)
+            except StopIteration as end:
+                position: Position = end.value
+                return position
+
+    def walk(self, stride: Stride, *, breaks: bool = True) -> Generator[Outcome, None, Position]:
+        """`_go`, part by part: yields whenever a rank has ended its part of a pass, returns where it ends.
+
+        Args:
+            stride: How far.
+            breaks: Whether breakpoints count.
+        """
         rank = self._active
         told = time.monotonic()
         self._stop_asked = False
         while True:
             try:
-                outcome = self._step(rank, stride)
+                outcome = self._step(rank, stride, self.pipe.breakpoints.armed() if breaks else ())
             except MlxNbError:
                 self.gen.state = "failed"
                 self.close()
                 raise
             self._ranks[rank] = outcome
+            self.pipe.breakpoints.settle(outcome.breaks)
             self.gen.text = outcome.text or self.gen.text  # only the last rank writes it
             if len(outcome.token_ids) > len(self.gen.token_ids):
                 self.gen.token_ids = list(outcome.token_ids)
@@ -193,6 +226,7 @@ class Debugger(Looking):
             if outcome.kind == "finished":
                 self._finish_freely()
                 return self._end_position()
+            yield outcome
             if outcome.kind == "handover":
                 # Its part of the pass is over; after the last rank the next pass begins at rank 0.
                 rank = Rank((rank + 1) % self.pipe.num_ranks)
@@ -204,9 +238,9 @@ class Debugger(Looking):
                 told = time.monotonic()
                 self._tell(running=True)
 
-    def _step(self, rank: Rank, stride: Stride) -> Outcome:
+    def _step(self, rank: Rank, stride: Stride, breaks: tuple[Break, ...]) -> Outcome:
         """Let one rank go on; Ctrl-C asks it to stand still at the next place, and nothing is lost."""
-        args = (self.pipe.pipe_id, self._request.run_id, stride)
+        args = (self.pipe.pipe_id, self._request.run_id, stride, breaks)
         pending = [self._remote.submit(rank, "step", *args, preview=self.wants_preview)]
         try:
             found: Outcome = self._remote.wait(pending)[0]
@@ -258,6 +292,15 @@ class Debugger(Looking):
             ),
             about=f"The run has ended with {count} token{plural} ({self.gen.finish_reason or self.gen.state}).",
         )
+
+    @property
+    def asked_to_stop(self) -> bool:
+        """Whether Ctrl-C or a Stop button ended the last stride."""
+        return self._stop_asked
+
+    def stand(self, position: Position) -> Position:
+        """Be where a free run has stopped."""
+        return self._arrive(position)
 
     def _arrive(self, position: Position) -> Position:
         self.position = position
@@ -312,7 +355,7 @@ class Debugger(Looking):
         if self.closed:
             return
         self.closed = True
-        if self.gen.state == "stopped":
+        if self.gen.state in ("stopped", "running"):
             self.gen.state = "interrupted"
         if current.dbg is self:
             current.dbg = None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlx_nb.client.breakpoints import Breakpoint, Breakpoints
 from mlx_nb.client.current import current
 from mlx_nb.client.generation import Generation, Piece
 from mlx_nb.client.processors import read_options
@@ -25,6 +26,7 @@ from mlx_nb.shared.text import format_table
 from mlx_nb.shared.tokens import PromptTokens
 
 if TYPE_CHECKING:
+    from mlx_nb.client.breaking_run import BreakingRun
     from mlx_nb.client.cluster import Cluster
     from mlx_nb.client.debugger import Debugger
     from mlx_nb.client.kv import KVCaches
@@ -47,6 +49,7 @@ class Pipe:
         adapter_path: The adapter's folder there; None without one.
         dtype: What the ranks compute in.
         last: The last run, interrupted ones too; None before the first.
+        breakpoints: Where its runs stand still; set with `break_at`.
     """
 
     def __init__(self, cluster: "Cluster", name: str, wishes: dict[str, Any]) -> None:
@@ -55,6 +58,7 @@ class Pipe:
         self.name = name
         self.pipe_id = secrets.token_hex(4)
         self.last: Generation | None = None
+        self.breakpoints = Breakpoints(self)
         self._wishes = wishes
         self._lock = threading.RLock()
         self._unloaded = False
@@ -233,11 +237,15 @@ class Pipe:
             if piece is not None:
                 yield piece
 
-    def begin(self, prompt: Prompt, **options: Any) -> FreeRun:
-        """Start a free run; `FreeRun.pieces` follows it. Arguments and errors as `generate`."""
+    def begin(self, prompt: Prompt, **options: Any) -> "FreeRun | BreakingRun":
+        """Start a free run; its `pieces` follow it. Arguments and errors as `generate`."""
         checked = read_options(options)
         request = self.request(prompt, checked)
         self.last = Generation(list(request.tokens))
+        if self.breakpoints.armed():
+            from mlx_nb.client.breaking_run import BreakingRun  # it imports this module
+
+            return BreakingRun(self, request, self.last, prompt)
         return self.free_run("generate", request)
 
     def logits(self, prompt: Prompt, chunk: int | None = None, *, raw: bool = False) -> np.ndarray:
@@ -308,6 +316,36 @@ class Pipe:
         debugger = Debugger(self, request, self.last, prompt, note=note)
         current.dbg = debugger
         return debugger
+
+    def break_at(
+        self,
+        site: str | None = None,
+        when: str | None = None,
+        rank: int | None = None,
+        token: int | None = None,
+        *,
+        once: bool = False,
+        ignore: int = 0,
+    ) -> Breakpoint:
+        """Let every run of this pipe, stepped or free, stand still at a site.
+
+        A free run that meets one returns with ``gen.state == "stopped"``; `mlx_nb.current.dbg` stands
+        there, and its `run()` finishes the same `gen`. While one is armed, chunks of a prompt do not overlap.
+
+        Args:
+            site: A site, an alias or a glob; None or ``*`` is the exit of every module.
+            when: A condition, evaluated on the rank: ``nonfinite``, ``shape`` or ``dtype`` (another than at
+                the last visit), or an expression over `min`, `max`, `mean`, `rms`, `absmax`, `nan`, `inf`,
+                `shape`, `dtype`, `layer`, `token`, `value` and the model's own names: ``max > 100``.
+            rank, token: Only on this rank; only in the pass that feeds this token.
+            once: Delete it when it has stopped a run.
+            ignore: Let so many hits pass first.
+
+        Raises:
+            SiteError: The model has no such site.
+            OptionError: The condition is no expression, or a number is out of range.
+        """
+        return self.breakpoints.add(site, when, rank, token, once=once, ignore=ignore)
 
     def show(self, view: str = "step", argument: str = "") -> None:
         """Open a view in the notebook: ``step``, ``plan``, ``kv``, ``shapes``, ``cluster``, or ``tokens`` of a prompt.

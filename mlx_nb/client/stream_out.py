@@ -3,6 +3,7 @@
 import sys
 from typing import Any
 
+from mlx_nb.client.current import current
 from mlx_nb.client.generation import Generation
 from mlx_nb.client.pipe import Pipe
 from mlx_nb.client.progress import ProgressLine
@@ -33,6 +34,11 @@ def stream_to_screen(pipe: Pipe, prompt: Any, options: dict[str, Any]) -> Genera
     finally:
         progress.close()
         sys.stdout.flush()
+    if generation.state == "stopped":
+        print(
+            f"\n[stopped after {len(generation.token_ids)} tokens · {current.dbg.position.about} %mlx_step run goes on]"
+        )
+        return generation
     line = generation.stats.line if generation.stats else ""
     print(f"\n[{line} · {generation.finish_reason or generation.state}]")
     return generation

@@ -6,7 +6,8 @@ user thinks.
 """
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import greenlet
@@ -15,10 +16,12 @@ import numpy as np
 
 from mlx_nb.engine.interrupt import Interrupt
 from mlx_nb.engine.picture import picture_of
-from mlx_nb.engine.probe import Probe, Stop
-from mlx_nb.engine.report import first_array, position_of
+from mlx_nb.engine.probe import Probe
+from mlx_nb.engine.report import position_of
 from mlx_nb.engine.run import PassEnded, Run, Waiting
+from mlx_nb.engine.stop import Stop, first_array
 from mlx_nb.engine.transfer import MAX_TRANSFER_BYTES
+from mlx_nb.shared.breaks import Break
 from mlx_nb.shared.errors import (
     MlxNbError,
     RankSilentError,
@@ -71,8 +74,10 @@ class Driver:
                 raise
         return self._finished(run)
 
-    def step(self, run: Run, stride: Stride, *, preview: bool = False) -> Outcome:
-        """Drive a run until `stride` says stop, its part of the pass is over, or it has finished.
+    def step(
+        self, run: Run, stride: Stride, breaks: Sequence[Break] = (), *, preview: bool = False
+    ) -> Outcome:
+        """Drive a run until `stride` or a breakpoint says stop, its part of the pass is over, or it has finished.
 
         Raises:
             MlxNbError: It failed.
@@ -81,6 +86,7 @@ class Driver:
             run.probe = Probe(run)
             run.stage.hooks.acquire()
         run.probe.stride = stride
+        run.probe.breaks.arm(breaks)
         run.probe.interrupted = lambda: self.interrupt.requested
         run.stage.transport.begin(run.request.run_id)
         try:
@@ -88,9 +94,7 @@ class Driver:
                 state = self._switch(run)
                 while isinstance(state, Waiting):
                     if self.interrupt.requested:
-                        return Outcome(
-                            kind="waiting", stride=run.probe.stride, kv=run.kv_offsets(), **_text(run)
-                        )
+                        return Outcome(kind="waiting", kv=run.kv_offsets(), **_left(run), **_text(run))
                     self._wait(run, state)
                     state = self._switch(run)
         except MlxNbError as error:
@@ -98,19 +102,19 @@ class Driver:
             raise
         finally:
             run.stage.transport.end(run.request.run_id)
-        left = run.probe.stride
+        left = _left(run)
         if isinstance(state, Stop):
             run.stop = state
             array = first_array(state) if preview else None
             picture = picture_of(array) if array is not None else b""
             position = position_of(run, state)
             return Outcome(
-                kind="stop", stride=left, position=position, preview=picture, kv=position.kv, **_text(run)
+                kind="stop", position=position, preview=picture, kv=position.kv, **left, **_text(run)
             )
         run.stop = None
         if isinstance(state, PassEnded):
-            return Outcome(kind="handover", stride=left, kv=run.kv_offsets(), **_text(run))
-        return self._finished(run)
+            return Outcome(kind="handover", kv=run.kv_offsets(), **left, **_text(run))
+        return replace(self._finished(run), breaks=run.probe.breaks.armed)
 
     def _switch(self, run: Run) -> Any:
         """Let the run go on until it switches out; None once its body has returned."""
@@ -166,6 +170,12 @@ class Driver:
             return
         run.state = "failed"
         run.stage.transport.abort(run.request.run_id, f"Rank {run.stage.rank} gave the run up: {reason}")
+
+
+def _left(run: Run) -> dict[str, Any]:
+    """What goes on to the next rank: the rest of the stride, and the breakpoints with their counts."""
+    assert run.probe is not None  # a step has made it
+    return {"stride": run.probe.stride, "breaks": run.probe.breaks.armed}
 
 
 def _text(run: Run) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from mlx_nb.engine.resolve import resolve_model
 from mlx_nb.engine.run import Run
 from mlx_nb.engine.stage import Stage
 from mlx_nb.engine.transfer import as_numpy
+from mlx_nb.shared.breaks import Break
 from mlx_nb.shared.errors import NoModelError, RunError
 from mlx_nb.shared.kv_report import KVReport
 from mlx_nb.shared.loaded import LoadedShard
@@ -154,16 +155,18 @@ def open_run(pipe_id: str, request: RunRequest) -> None:
     stage_of(pipe_id).open_run(request)
 
 
-def step(pipe_id: str, run_id: int, stride: Stride, *, preview: bool = False) -> Outcome:
+def step(
+    pipe_id: str, run_id: int, stride: Stride, breaks: Sequence[Break] = (), *, preview: bool = False
+) -> Outcome:
     """Move a stepped run on, on this rank only."""
     with DRIVER.interrupt.listening():
-        return _step(stage_of(pipe_id), run_id, stride, preview=preview)
+        return _step(stage_of(pipe_id), run_id, stride, breaks, preview=preview)
 
 
-def _step(stage: Stage, run_id: int, stride: Stride, *, preview: bool) -> Outcome:
+def _step(stage: Stage, run_id: int, stride: Stride, breaks: Sequence[Break], *, preview: bool) -> Outcome:
     run = stage.run(run_id)
     try:
-        outcome = DRIVER.step(run, stride, preview=preview)
+        outcome = DRIVER.step(run, stride, breaks, preview=preview)
     except Exception:
         stage.close_run(run_id)
         raise

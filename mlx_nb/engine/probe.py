@@ -3,44 +3,20 @@
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from mlx_nb.engine.pytree import Tree, arrays_of
+import mlx.core as mx
+
+from mlx_nb.engine.breaking import Breaks
+from mlx_nb.engine.pytree import Tree
 from mlx_nb.engine.source import calling_frame
+from mlx_nb.engine.stop import Stop
 from mlx_nb.engine.transport import Arrival
 from mlx_nb.shared.position import INPUT, OUTPUT, RECV, SEND, Frame
 from mlx_nb.shared.strides import Event, Stride, advance
 
 if TYPE_CHECKING:
     from mlx_nb.engine.run import Run
-
-
-@dataclass(slots=True, kw_only=True)
-class Stop:
-    """A pass that stands still: the event, and what is at hand there.
-
-    Attributes:
-        event: Where.
-        args, kwargs: The call's arguments, at an entry.
-        value: What was returned, or what crosses.
-        call: The module's own ``__call__``, to name the arguments.
-        module: The module.
-        frame: The model's frame that makes the call.
-        stack: The modules from the model down to this one.
-        arrival: How the value came, at a recv.
-    """
-
-    event: Event
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any]
-    value: Tree = None
-    call: Callable[..., Any] | None = None
-    module: Any = None
-    frame: FrameType | None = None
-    stack: tuple[Frame, ...] = ()
-    arrival: Arrival | None = None
 
 
 class Probe:
@@ -54,7 +30,9 @@ class Probe:
     def __init__(self, run: "Run") -> None:
         self.run = run
         self.stride = Stride(name="run")
+        self.breaks = Breaks(run)
         self.interrupted: Callable[[], bool] = lambda: False
+        self._ticks = 0
         self._stack: list[Frame] = []
         self._calls: Counter[str] = Counter()
         self._open = False
@@ -66,6 +44,7 @@ class Probe:
         self._calls.clear()
         self._open = self.run.stage.shard.is_first
         self._begun = False
+        self._ticks = 0
 
     def call(self, module: Any, path: str, base: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A module's call: stop before it, run it, stop after it."""
@@ -88,11 +67,12 @@ class Probe:
                 )
                 self._consider(stop)
                 args, kwargs = stop.args, stop.kwargs
+            given = next((a for a in (*args, *kwargs.values()) if isinstance(a, mx.array)), None)
             value = base.__call__(module, *args, **kwargs)
             if self._open:
                 frame = calling_frame(sys._getframe(1))
                 leaving = self._event(OUTPUT, path, depth, number, layer)
-                stop = Stop(event=leaving, kwargs={}, value=value, module=module, frame=frame)
+                stop = Stop(event=leaving, kwargs={}, value=value, module=module, frame=frame, inputs=given)
                 self._consider(stop)
                 value = stop.value
             return value
@@ -117,6 +97,7 @@ class Probe:
     ) -> Event:
         now = self.run.current
         assert now is not None  # hooks only run inside a pass
+        self._ticks += 1
         return Event(
             kind=kind,
             module=path,
@@ -127,15 +108,13 @@ class Probe:
             rank=self.run.stage.rank,
             start=now.start,
             stop=now.stop,
+            tick=self._ticks,
         )
 
     def _consider(self, stop: Stop) -> None:
         halt, self.stride = advance(self.stride, stop.event)
+        if self.breaks.armed and (about := self.breaks.meet(stop)):
+            halt, stop.about = True, about
         if halt or self.interrupted():
             stop.stack = tuple(self._stack)
             self.run.switch(stop)
-
-
-def size_of(value: Tree) -> int:
-    """Bytes of all arrays of a value that crosses."""
-    return sum(array.nbytes for array in arrays_of(value))

@@ -39,6 +39,19 @@ def arrays_of(tree: Tree) -> list[mx.array]:
     return flatten(tree)[1]
 
 
+def arrays_in(value: Any) -> list[mx.array]:
+    """The arrays of whatever a module took or returned, in order; what could not cross is passed over."""
+    if isinstance(value, mx.array):
+        return [value]
+    if isinstance(value, dict) and not isinstance(value, nn.Module):
+        value = list(value.values())
+    elif is_plain_object(value):
+        value = list(vars(value).values())
+    if isinstance(value, list | tuple):
+        return [array for item in value for array in arrays_in(item)]
+    return []
+
+
 def like(tree: Tree) -> Tree:
     """A tree of the same structure, shapes and dtypes, of zeros that come from nowhere."""
     header, arrays = flatten(tree)

@@ -2,14 +2,11 @@
 
 from typing import TYPE_CHECKING
 
-import mlx.core as mx
-
-from mlx_nb.engine.probe import Stop, size_of
-from mlx_nb.engine.pytree import arrays_of
 from mlx_nb.engine.source import source_of_call, source_of_frame
+from mlx_nb.engine.stop import Stop, size_of
 from mlx_nb.engine.summary import describe_call, describe_tree
 from mlx_nb.shared.ids import LayerIndex, Rank
-from mlx_nb.shared.position import INPUT, RECV, SEND, Argument, Frame, Hop, Position
+from mlx_nb.shared.position import RECV, SEND, Argument, Frame, Hop, Position
 
 if TYPE_CHECKING:
     from mlx_nb.engine.run import Run
@@ -48,17 +45,9 @@ def position_of(run: "Run", stop: Stop) -> Position:
         source=source,
         kv=run.kv_offsets(),
         hop=_hop(run, stop),
+        about=stop.about,
+        tick=event.tick,
     )
-
-
-def first_array(stop: Stop) -> mx.array | None:
-    """The first array argument at an entry; the first array returned, or crossing, elsewhere."""
-    if stop.event.kind == INPUT:
-        for value in (*stop.args, *stop.kwargs.values()):
-            if isinstance(value, mx.array):
-                return value
-        return None
-    return next(iter(arrays_of(stop.value)), None)
 
 
 def _arguments(run: "Run", stop: Stop) -> tuple[Argument, ...]:

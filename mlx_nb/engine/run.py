@@ -30,6 +30,7 @@ from mlx_nb.engine.kv import (
 from mlx_nb.engine.patience import Patience
 from mlx_nb.engine.pytree import Tree, arrays_of
 from mlx_nb.engine.sampling import Sampler
+from mlx_nb.engine.stop import Stop, first_array
 from mlx_nb.engine.text_out import TextOut
 from mlx_nb.engine.transport import Arrival
 from mlx_nb.shared.ids import LayerIndex
@@ -38,7 +39,7 @@ from mlx_nb.shared.request import RunRequest
 from mlx_nb.shared.timeline import COMPUTE, SEND, WAIT
 
 if TYPE_CHECKING:
-    from mlx_nb.engine.probe import Probe, Stop
+    from mlx_nb.engine.probe import Probe
     from mlx_nb.engine.stage import Stage
 
 
@@ -224,8 +225,6 @@ class Run:
 
     def value(self) -> mx.array | None:
         """The first array where the run stands; None where it does not stand at one."""
-        from mlx_nb.engine.report import first_array
-
         return first_array(self.stop) if self.stop else None
 
     def _end_pass(self) -> None:

@@ -117,5 +117,5 @@ class Loopback:
         pass
 
     def forget(self, run_id: int) -> None:
-        for key in [key for key in self.world.mail if key[2] == run_id]:
+        for key in [key for key in self.world.mail if key[1:] == (self.rank, run_id)]:
             del self.world.mail[key]

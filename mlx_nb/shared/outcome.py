@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from mlx_nb.shared.breaks import Break
 from mlx_nb.shared.position import KVOffset, Position
 from mlx_nb.shared.strides import Stride
 from mlx_nb.shared.timeline import RankTimes
@@ -17,6 +18,7 @@ class Outcome:
         kind: ``stop`` (stands at `position`), ``handover`` (this rank's part of the pass is over),
             ``waiting``, ``finished`` or ``interrupted``.
         stride: What is left of the stride.
+        breaks: The breakpoints, with their counts.
         position: Where it stands.
         preview: A small picture of the value there, packed as `shared/preview.py` says.
         pass_index: The pass that the rank is in or has just ended, from 0.
@@ -34,6 +36,7 @@ class Outcome:
 
     kind: str
     stride: Stride | None = None
+    breaks: tuple[Break, ...] = ()
     position: Position | None = None
     preview: bytes = b""
     pass_index: int = -1

@@ -198,6 +198,7 @@ class Position:
         hop: The crossing, at a send or recv.
         ranks: The KV caches of every rank, as far as the notebook knows; empty on the rank itself.
         about: What happens here, as a sentence; empty where the view finds its own.
+        tick: The stop's number on its rank in this pass, from 1: with `index` and `rank` it is the way back here.
     """
 
     phase: str
@@ -219,6 +220,7 @@ class Position:
     hop: Hop | None = None
     ranks: tuple[RankKV, ...] = ()
     about: str = ""
+    tick: int = 0
 
     @property
     def summary(self) -> Summary | None:

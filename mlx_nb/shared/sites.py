@@ -9,9 +9,9 @@ and globs.
 import difflib
 import re
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 
 from mlx_nb.shared.errors import SiteError
+from mlx_nb.shared.globs import matches
 from mlx_nb.shared.position import INPUT, OUTPUT, RECV, SEND
 
 # What a short name means inside a layer: candidates by the submodule's own name, first found.
@@ -39,7 +39,7 @@ def resolve_site(site: str, modules: Sequence[str], layer_paths: Sequence[str]) 
     prefix = layer_paths[0].rpartition(".")[0] if layer_paths else ""  # model.layers
     expanded = _expand(wanted, prefix)
     for candidate in expanded:
-        if any(fnmatchcase(name, candidate) for name in known):
+        if any(matches(name, candidate) for name in known):
             return candidate
     raise SiteError(f"No site '{site}'.", _suggest(expanded[0], known, prefix))
 

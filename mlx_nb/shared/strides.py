@@ -5,8 +5,8 @@ pass, and what is left of a stride travels to the next rank with it.
 """
 
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 
+from mlx_nb.shared.globs import matches
 from mlx_nb.shared.position import INPUT, OUTPUT, RECV, SEND
 
 NAMES = ("into", "over", "out", "layer", "rank", "token", "run", "cont", "until")
@@ -25,6 +25,7 @@ class Event:
         begins_pass: The first entry of a pass: rank 0, before the embedding.
         rank: The rank.
         start, stop: The tokens of the pass.
+        tick: Its number on its rank in this pass, from 1.
     """
 
     kind: str
@@ -36,6 +37,7 @@ class Event:
     rank: int = 0
     start: int = 0
     stop: int = 0
+    tick: int = 0
 
     @property
     def site(self) -> str:
@@ -105,7 +107,7 @@ def _matches(stride: Stride, event: Event) -> bool:
 
 def _is_target(stride: Stride, event: Event) -> bool:
     wanted = [
-        not stride.site or fnmatchcase(event.site, stride.site),
+        not stride.site or matches(event.site, stride.site),
         stride.layer < 0 or event.layer == stride.layer,
         stride.rank < 0 or event.rank == stride.rank,
         stride.token < 0 or event.start <= stride.token < event.stop,

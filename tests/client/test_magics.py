@@ -430,6 +430,26 @@ def test_a_cell_begins_to_step_and_lines_go_on(shell: Shell, pipe: Pipe) -> None
     shell.good("%mlx_freeze")
 
 
+def test_breakpoints_are_set_listed_and_deleted_in_lines(shell: Shell, pipe: Pipe) -> None:
+    assert shell.good("%mlx_break").out.startswith("No breakpoints.")
+    shell.good("%mlx_break layers.20.mlp_out --token 37 --once")
+    assert "absmax > 1e9" in shell.good("%mlx_break * --rank 1 --if absmax > 1e9").out
+
+    stopped = shell.good(f"%mlx_generate --max-tokens 3 {FRANCE}").out
+
+    assert "[stopped after 1 tokens · Breakpoint 1, hit 1. %mlx_step run goes on]" in stopped
+    assert shell.names["dbg"].position.where == "decode 37:38 · rank 1 · model.layers.20.mlp.output"
+    assert shell.good("%mlx_step run").result.result.kind == "end"
+    assert len(shell.good("%mlx_break").out.splitlines()) == 2
+    assert shell.good("%mlx_break --disable 2").out.splitlines()[1].endswith("no")
+    assert "There is no breakpoint 7" in shell.usage_error("%mlx_break --delete 7")
+    assert "is no condition" in shell.usage_error("%mlx_break * --if max >")
+    assert "--if needs a condition" in shell.usage_error("%mlx_break * --if")
+    assert "Did you mean layers.3.self_attn.output" in shell.usage_error("%mlx_break layers.3.attn.output")
+    assert shell.good("%mlx_break --delete all").out.startswith("No breakpoints.")
+    shell.good("%mlx_freeze")
+
+
 def test_px_sees_the_stage_and_its_cache(shell: Shell, pipe: Pipe) -> None:
     shell.good("%mlx_generate --max-tokens 2 Hi")
     length = len(pipe.encode("Hi")) + 1
@@ -468,6 +488,8 @@ def test_ctrl_c_in_a_generate_prints_a_line_and_keeps_the_text(shell: Shell, pip
         ("%mlx_step unt", {"until"}),
         ("%mlx_show pl", {"plan"}),
         ("%%mlx_generate --te", {"--temp"}),
+        ("%mlx_break --ig", {"--ignore"}),
+        ("%mlx_break * --if non", {"nonfinite"}),
     ],
 )
 def test_tab_offers_what_fits(shell: Shell, line: str, wanted: set[str]) -> None:

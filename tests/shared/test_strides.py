@@ -119,7 +119,7 @@ def test_what_is_left_of_a_stride_travels() -> None:
     ("target", "wanted"),
     [
         ({"site": "layers.1.rope.output"}, "0 r1 layers.1.rope.output#1"),
-        ({"site": "layers.*.output"}, "0 r0 layers.0.rope.output#1"),
+        ({"site": "layers.*.*.output"}, "0 r0 layers.0.rope.output#1"),
         ({"site": "recv"}, "0 r1 recv"),
         ({"site": "logits"}, "0 r1 logits"),
         ({"layer": 1}, "0 r1 layers.1.input"),

@@ -3,13 +3,14 @@
 from typing import Any
 
 from mlx_nb.client.magics.bench import BenchMagics
+from mlx_nb.client.magics.breaks import BreakMagics
 from mlx_nb.client.magics.cluster import ClusterMagics
 from mlx_nb.client.magics.completion import install_completion, remove_completion
 from mlx_nb.client.magics.model import ModelMagics
 from mlx_nb.client.magics.step import StepMagics
 from mlx_nb.client.magics.trailing import rescue_question_marks
 
-MAGICS = (ClusterMagics, ModelMagics, StepMagics, BenchMagics)
+MAGICS = (ClusterMagics, ModelMagics, StepMagics, BreakMagics, BenchMagics)
 
 
 def load_ipython_extension(ip: Any) -> None:

@@ -12,6 +12,7 @@ from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMa
 
 from mlx_nb.client.current import current
 from mlx_nb.client.magics.bench import bench_parser
+from mlx_nb.client.magics.breaks import break_parser
 from mlx_nb.client.magics.cluster import SUBCOMMANDS as CLUSTER
 from mlx_nb.client.magics.cluster import cluster_parser
 from mlx_nb.client.magics.model import generate_parser, load_parser
@@ -20,6 +21,7 @@ from mlx_nb.client.magics.step import SUBCOMMANDS as STEP
 from mlx_nb.client.magics.step import step_parser
 from mlx_nb.client.profiles import list_profiles
 from mlx_nb.client.show import VIEWS
+from mlx_nb.shared.breaks import STATISTICS
 from mlx_nb.shared.models import KNOWN_NAMES
 from mlx_nb.shared.sites import complete_site
 
@@ -31,9 +33,19 @@ _PARSERS: dict[str, Callable[[], Parser]] = {
     "mlx_generate": generate_parser,
     "mlx_step": step_parser,
     "mlx_bench": bench_parser,
+    "mlx_break": break_parser,
 }
 
+
+def _breakpoints() -> Sequence[str]:
+    return [str(one.id) for one in current.pipe.breakpoints] if current.pipe else ()
+
+
 _VALUES: dict[str, Callable[[], Sequence[str]]] = {
+    "--if": lambda: ("nonfinite", "shape", "dtype", *(f"{name} >" for name in STATISTICS)),
+    "--delete": _breakpoints,
+    "--enable": _breakpoints,
+    "--disable": _breakpoints,
     "--profile": lambda: tuple(list_profiles()),
     "--split": lambda: ("even", "memory"),
     "--dtype": lambda: ("float32", "bfloat16", "float16", "native"),
@@ -54,6 +66,8 @@ def candidates(line: str) -> Sequence[str]:
     first = len(before) == 1
     if magic == "mlx_step" and before[1:2] in (["until"], ["unt"]):
         return (*_sites(typed), "layer=", "rank=", "token=")
+    if magic == "mlx_break" and first:
+        return _sites(typed)
     table: dict[str, Sequence[str]] = {"mlx_cluster": CLUSTER, "mlx_load": KNOWN_NAMES, "mlx_show": VIEWS}
     if not words[0].startswith("%%"):
         table["mlx_step"] = STEP

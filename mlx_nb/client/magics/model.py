@@ -13,6 +13,7 @@ from mlx_nb.client.options import (
 )
 from mlx_nb.client.pipe import Pipe
 from mlx_nb.client.progress import ProgressLine
+from mlx_nb.client.show import show_stepper
 from mlx_nb.client.stream_out import stream_to_screen
 from mlx_nb.shared.errors import OptionError, PromptError
 
@@ -76,6 +77,9 @@ class ModelMagics(Magics):
         generation = stream_to_screen(need_pipe(), prompt, generation_options(found))
         if found.out:
             self.shell.user_ns[found.out] = generation
+        if generation.state == "stopped":
+            offer(self.shell, "dbg", current.dbg)
+            show_stepper(current.dbg)
 
 
 def prompt_of(rest: str, cell: str | None) -> str:

@@ -1,0 +1,58 @@
+"""A pass that stands still: what is at hand there, while the arrays stay where they are."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_nb.engine.pytree import Tree, arrays_in
+from mlx_nb.engine.transport import Arrival
+from mlx_nb.shared.position import INPUT, Frame
+from mlx_nb.shared.strides import Event
+
+
+@dataclass(slots=True, kw_only=True)
+class Stop:
+    """A pass that stands still: the event, and what is at hand there.
+
+    Attributes:
+        event: Where.
+        args, kwargs: The call's arguments, at an entry.
+        value: What was returned, or what crosses.
+        call: The module's own ``__call__``, to name the arguments.
+        module: The module.
+        frame: The model's frame that makes the call.
+        stack: The modules from the model down to this one.
+        arrival: How the value came, at a recv.
+        inputs: At an exit, the first array that the module was called with.
+        about: Why it stands here, if not for the stride's sake.
+    """
+
+    event: Event
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any]
+    value: Tree = None
+    call: Callable[..., Any] | None = None
+    module: Any = None
+    frame: FrameType | None = None
+    stack: tuple[Frame, ...] = ()
+    arrival: Arrival | None = None
+    inputs: mx.array | None = None
+    about: str = ""
+
+
+def first_array(stop: Stop) -> mx.array | None:
+    """The first array argument at an entry; the first array returned, or crossing, elsewhere."""
+    if stop.event.kind == INPUT:
+        for value in (*stop.args, *stop.kwargs.values()):
+            if isinstance(value, mx.array):
+                return value
+        return None
+    return next(iter(arrays_in(stop.value)), None)
+
+
+def size_of(value: Tree) -> int:
+    """Bytes of all arrays of a value that crosses."""
+    return sum(array.nbytes for array in arrays_in(value))
