@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mlx_nb.client.cluster import Cluster
     from mlx_nb.client.current import current
+    from mlx_nb.client.doctor import doctor
     from mlx_nb.client.planning import plan, sites
     from mlx_nb.shared.errors import MlxNbError, RunFinished
 
-__all__ = ["Cluster", "MlxNbError", "RunFinished", "__version__", "current", "plan", "sites"]
+__all__ = ["Cluster", "MlxNbError", "RunFinished", "__version__", "current", "doctor", "plan", "sites"]
 
 _HOME = {
     "Cluster": "mlx_nb.client.cluster",
     "current": "mlx_nb.client.current",
+    "doctor": "mlx_nb.client.doctor",
     "plan": "mlx_nb.client.planning",
     "sites": "mlx_nb.client.planning",
     "MlxNbError": "mlx_nb.shared.errors",

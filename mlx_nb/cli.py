@@ -9,6 +9,7 @@ from typing import Any
 from mlx_nb.client.options import (
     add_bench_options,
     add_cluster_options,
+    add_doctor_options,
     add_generation_options,
     add_model_options,
     generation_options,
@@ -82,6 +83,13 @@ def build_parser() -> argparse.ArgumentParser:
     fetch.add_argument("model", nargs="?", default="smollm2", help="(smollm2)")
     fetch.add_argument("-q", "--quiet", action="store_true", help="no progress")
 
+    doctor = _command(
+        commands, "doctor", _doctor, "look at this machine, the other hosts, and the link between them"
+    )
+    add_doctor_options(doctor)
+
+    _command(commands, "clean", _clean, "end what earlier clusters have left behind on this machine")
+
     bench = _command(
         commands,
         "bench",
@@ -127,6 +135,23 @@ def _fetch(found: argparse.Namespace) -> int:
     with ProgressLine(quiet=found.quiet) as progress:
         folder = fetch_model(found.model, progress.tell)
     print(folder)
+    return 0
+
+
+def _doctor(found: argparse.Namespace) -> int:
+    from mlx_nb.client.doctor import doctor
+    from mlx_nb.client.progress import ProgressLine
+
+    with ProgressLine() as progress:
+        checkup = doctor(found.hosts, found.profile, model=found.model, tell=progress.tell)
+    print(in_console(str(checkup), "doctor"))
+    return 0 if checkup.ok else 1
+
+
+def _clean(_found: argparse.Namespace) -> int:
+    from mlx_nb.client.leftovers import clean, describe
+
+    print(describe(clean()))
     return 0
 
 

@@ -86,6 +86,17 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_doctor_options(parser: argparse.ArgumentParser) -> None:
+    """What the doctor looks at."""
+    parser.add_argument("--profile", help="an ipyparallel profile, whose hosts are looked at")
+    parser.add_argument(
+        "--hosts", type=lambda text: [h for h in text.split(",") if h], help="a,b: this one first"
+    )
+    parser.add_argument(
+        "--model", default="smollm2", help="whose files should be the same everywhere (smollm2)"
+    )
+
+
 def add_bench_options(parser: argparse.ArgumentParser) -> None:
     """The options of a benchmark."""
     parser.add_argument("--rows", metavar="A,B", help="which, of those that --list names (all)")

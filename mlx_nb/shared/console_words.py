@@ -16,6 +16,7 @@ def in_console(text: str, command: str) -> str:
         (r"%mlx_load ", f"{again} {option}"),
         (r"%mlx_cluster restart", f"{again}, once more"),
         (r"%mlx_cluster start", again),
+        (r"%mlx_doctor --clean", "mlx-nb clean"),
         (r"%%?mlx_(?=generate|doctor|bench)", "mlx-nb "),
     ):
         text = re.sub(magic, here, text)

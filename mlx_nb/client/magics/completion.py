@@ -15,6 +15,7 @@ from mlx_nb.client.magics.bench import bench_parser
 from mlx_nb.client.magics.breaks import break_parser
 from mlx_nb.client.magics.cluster import SUBCOMMANDS as CLUSTER
 from mlx_nb.client.magics.cluster import cluster_parser
+from mlx_nb.client.magics.doctor import doctor_parser
 from mlx_nb.client.magics.model import generate_parser, load_parser
 from mlx_nb.client.magics.parsing import Parser
 from mlx_nb.client.magics.step import SUBCOMMANDS as STEP
@@ -34,6 +35,7 @@ _PARSERS: dict[str, Callable[[], Parser]] = {
     "mlx_step": step_parser,
     "mlx_bench": bench_parser,
     "mlx_break": break_parser,
+    "mlx_doctor": doctor_parser,
 }
 
 

@@ -1,0 +1,159 @@
+"""Two hosts: real ssh, real mpirun over TCP, a cable that can be pulled. Each has a hostname and a network of its own."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlx_nb.client.pipe import Pipe
+from tests.cluster.two_hosts import ADDRESSES, NETWORK, TwoHosts, why_not
+
+pytestmark = [pytest.mark.cluster]
+
+LONG = "Tell me in one sentence what these have in common: " + "apple, pear, plum, cherry, quince, " * 30
+HOSTS = list(ADDRESSES)
+
+DOCTOR = """
+import json, sys, mlx_nb
+found = mlx_nb.doctor(json.loads(sys.argv[1]))
+print(json.dumps({"ok": found.ok, "text": repr(found), "checks": [[c.host, c.name, c.verdict, c.found, c.fix] for c in found.checks]}))
+"""
+
+SESSION = """
+import json, sys, time, mlx_nb
+from mlx_nb.shared.errors import MlxNbError
+hosts, long = json.loads(sys.argv[1]), sys.argv[2]
+say = lambda **what: print(json.dumps(what), flush=True)
+STORY = dict(raw=True, max_tokens=3000)
+with mlx_nb.Cluster.start(hosts=hosts) as cluster:
+    pipe = cluster.load("smollm2")
+    gen = pipe.generate(long, max_tokens=12)
+    say(hosts=[info.host for info in cluster.ranks], token_ids=gen.token_ids, prompt=len(gen.prompt_ids))
+    with pipe.debug("What is the capital of France?", max_tokens=4) as dbg:
+        dbg.until("layers.20.attn_out")
+        say(site=dbg.position.site, rank=dbg.position.rank, shape=list(dbg.value.shape))
+        dbg.run()
+        say(stepped=dbg.gen.text)
+    try:
+        for number, piece in enumerate(pipe.stream("Once upon a time there was a little robot, and", **STORY)):
+            if number == 5:
+                say(cut=True)
+                sys.stdin.readline()
+                cut = time.monotonic()
+    except MlxNbError as error:
+        say(error=str(error), after_s=time.monotonic() - cut, text=pipe.last.text, state=pipe.last.state)
+    sys.stdin.readline()
+    cluster.restart()
+    pipe.load_there()
+    say(again=pipe.generate("What is the capital of France?", max_tokens=10).text)
+"""
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[TwoHosts]:
+    if reason := why_not():
+        pytest.skip(reason)
+    two = TwoHosts()
+    yield two
+    two.close()
+
+
+def checks(found: dict[str, Any], name: str) -> dict[str, tuple[str, str, str]]:
+    return {host: (verdict, text, fix) for host, what, verdict, text, fix in found["checks"] if what == name}
+
+
+def test_the_doctor_finds_two_sound_hosts_and_measures_the_cable(hosts: TwoHosts) -> None:
+    found = hosts.run(DOCTOR, json.dumps(HOSTS))
+
+    assert found["ok"], found["text"]
+    assert list(checks(found, "versions")) == ["mini1 (10.77.0.1)", "mini2 (10.77.0.2)"]
+    assert checks(found, "ssh")["mini2 (10.77.0.2)"][0] == "pass"
+    assert NETWORK in checks(found, "network")["mini1 (10.77.0.1)"][1]
+    verdict, text, _ = checks(found, "MPI")["link"]
+    assert verdict == "pass", text
+    assert "over mlx" in text  # the bytes went through the cable, by the system's own counters
+    assert checks(found, "dtypes")["link"][0] == "pass"
+    assert checks(found, "clock")["mini2 (10.77.0.2)"][0] == "pass"
+
+
+def test_the_doctor_says_what_to_type_when_ssh_refuses(hosts: TwoHosts) -> None:
+    keys: Path = hosts.folder / "authorized_keys"
+    allowed = keys.read_text()
+    keys.write_text("")
+    try:
+        found = hosts.run(DOCTOR, json.dumps(HOSTS))
+    finally:
+        keys.write_text(allowed)
+
+    assert not found["ok"]
+    assert checks(found, "ssh")["10.77.0.2"] == (
+        "fail",
+        "ssh was refused (publickey)",
+        "In a terminal: ssh-copy-id 10.77.0.2",
+    )
+
+
+def test_the_doctor_never_trusts_an_unknown_host_key(hosts: TwoHosts) -> None:
+    known: Path = hosts.folder / "known_hosts"
+    right = known.read_text()
+    known.write_text("")
+    try:
+        found = hosts.run(DOCTOR, json.dumps(HOSTS))
+    finally:
+        known.write_text(right)
+
+    verdict, text, fix = checks(found, "ssh")["10.77.0.2"]
+    assert (verdict, text) == ("fail", "its ssh host key is not known here, or has changed")
+    assert "compare the fingerprint" in fix
+
+
+def test_a_session_over_two_hosts_with_a_cable_that_is_cut(hosts: TwoHosts, pipe2: Pipe) -> None:
+    process = hosts.start(SESSION, json.dumps(HOSTS), LONG)
+    try:
+        said = follow(process, hosts)
+    finally:
+        process.kill()
+        process.communicate()
+
+    assert said["hosts"] == ["mini1", "mini2"]
+    assert said["prompt"] > 2 * pipe2.shards[0].prefill_step_size  # three chunks
+    assert said["token_ids"] == pipe2.generate(LONG, max_tokens=12).token_ids
+    assert (said["site"], said["rank"]) == ("model.layers.20.self_attn.output", 1)
+    assert said["stepped"] == pipe2.generate("What is the capital of France?", max_tokens=4).text
+    assert said["state"] == "failed"
+    assert "Rank 1" in said["error"]
+    assert "%mlx_cluster restart" in said["error"]
+    assert said["after_s"] < 20  # a silent rank is named after 10 s; the rest is the machine's
+    assert len(said["text"]) > 10
+    assert said["again"] == "The capital of France is Paris."
+
+
+def test_nothing_is_left_on_either_host(hosts: TwoHosts) -> None:
+    assert hosts.processes() == []
+
+
+def follow(process: "subprocess.Popen[str]", hosts: TwoHosts) -> dict[str, Any]:
+    """Everything that the session says; the cable is pulled and put back when it is time."""
+    assert process.stdout is not None
+    assert process.stdin is not None
+    said: dict[str, Any] = {}
+    for line in process.stdout:
+        if not line.startswith("{"):
+            continue
+        what = json.loads(line)
+        said |= what
+        if "cut" in what:
+            hosts.cut()
+        elif "error" in what:
+            hosts.mend()
+        else:
+            continue
+        process.stdin.write("\n")
+        process.stdin.flush()
+    process.wait(60)
+    assert process.stderr is not None
+    assert process.returncode == 0, process.stderr.read()
+    return said
