@@ -1,6 +1,7 @@
 """Tiny random models of several architectures, made on the spot: no download, a few milliseconds a pass."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def make_tiny(
-    kind: str, folder: Path, *, dtype: str = "float32", bits: int | str = 0, seed: int = 3, **changes: Any
+    kind: str, folder: Path, *, dtype: str = "float32", bits: int = 0, seed: int = 3, **changes: Any
 ) -> Path:
     """Write a model folder without a tokenizer.
 
@@ -109,8 +110,7 @@ def make_tiny(
         kind: A key of `CONFIGS`.
         folder: Where; it is made.
         dtype: The weights' dtype.
-        bits: Quantised to so many bits, in groups of 32; 0 leaves them as they are, "mixed" takes 4, 6 or 8
-            by the module's place, and leaves some as they are.
+        bits: Quantised to so many bits, in groups of 32; 0 leaves them as they are.
         seed: Of the weights.
         **changes: To the configuration.
     """
@@ -124,10 +124,7 @@ def make_tiny(
         model.pop("lm_head")
     model.set_dtype(getattr(mx, dtype))
     if bits:
-        own = {"quant_predicate": _mixed} if bits == "mixed" else {}
-        model, config = quantize_model(
-            model, config, group_size=32, bits=4 if bits == "mixed" else int(bits), **own
-        )
+        model, config = quantize_model(model, config, group_size=32, bits=bits)
     mx.eval(model.parameters())
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
@@ -146,14 +143,6 @@ def _livelier(path: str, array: mx.array) -> mx.array:
     if "embed" in path:
         return array / 4
     return array * 3 if array.ndim > 1 else array * (1 + 0.2 * noise)
-
-
-def _mixed(path: str, _module: object) -> bool | dict[str, int]:
-    """Bits by place, as in recipes that spare some layers; what is not packed at all comes in between."""
-    if "v_proj" in path or path.startswith("model.layers.2."):
-        return False
-    bits = 8 if "embed" in path or "lm_head" in path else 6 if "down_proj" in path or ".0." in path else 4
-    return {"group_size": 32, "bits": bits}
 
 
 LAYOUTS = ("single", "single, index", "sharded", "sharded, index")
@@ -180,3 +169,26 @@ def store(folder: Path, layout: str) -> Path:
         index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": where}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return folder
+
+
+def store_by_layers(folder: Path, per_file: int = 2) -> dict[str, set[str]]:
+    """Store a model's one weight file as large ones are: in order, so many layers a file, with an index.
+
+    Returns:
+        The tensors of each file. The embedding comes with the first layers, norm and head with the last.
+    """
+    whole = folder / "model.safetensors"
+    tensors = mx.load(str(whole))
+    assert isinstance(tensors, dict)
+    numbers = {name: int(found[1]) for name in tensors if (found := re.search(r"layers\.(\d+)\.", name))}
+    count = max(numbers.values()) // per_file + 1
+    files: dict[str, set[str]] = {}
+    for name in tensors:
+        place = numbers[name] // per_file if name in numbers else 0 if "embed" in name else count - 1
+        files.setdefault(f"model-{place + 1:05}-of-{count:05}.safetensors", set()).add(name)
+    for file, names in files.items():
+        mx.save_safetensors(str(folder / file), {name: tensors[name] for name in names})
+    whole.unlink()
+    where = {name: file for file, names in files.items() for name in names}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    return files

@@ -11,8 +11,7 @@ from mlx_nb.engine import blas
 from mlx_nb.engine.drive import Driver
 from mlx_nb.engine.interrupt import Interrupt
 from mlx_nb.engine.mpi_link import MpiLink
-from mlx_nb.engine.resolve import resolve_model
-from mlx_nb.engine.stage import Stage
+from mlx_nb.engine.obtain import obtain_stage
 from mlx_nb.shared.console_words import in_console
 from mlx_nb.shared.errors import MlxNbError
 from mlx_nb.shared.request import RunRequest, check_for_model, options_from
@@ -65,13 +64,12 @@ def _run(link: MpiLink, model: str, prompt: str, wishes: dict[str, Any], options
     checked = options_from(options)
     split = wishes["split"]
     counts = [int(n) for n in split.split(",")] if split.replace(",", "").isdigit() else split
-    folder = resolve_model(model)
 
     def show(event: dict[str, Any]) -> None:
         if event["kind"] == "token":
             print(event["text"], end="", flush=True)
 
-    stage = Stage(model, folder, link, publish=show, **{**wishes, "split": counts})
+    stage = obtain_stage(model, link, publish=show, **{**wishes, "split": counts})
     check_for_model(
         checked, vocabulary=stage.sizes.vocabulary, has_tokenizer=stage.prompter.tokenizer is not None
     )

@@ -6,7 +6,6 @@ Every function here is called by name through `engine/calls.py`, on one rank or 
 import platform
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -17,10 +16,9 @@ from mlx_nb.engine import events
 from mlx_nb.engine.drive import Driver
 from mlx_nb.engine.inspect_frame import evaluate_in_frame, locals_of_frame
 from mlx_nb.engine.interrupt import Interrupt
-from mlx_nb.engine.memory import release
 from mlx_nb.engine.mpi_link import MpiLink
+from mlx_nb.engine.obtain import obtain_stage
 from mlx_nb.engine.picture import picture_of
-from mlx_nb.engine.resolve import resolve_model
 from mlx_nb.engine.run import Run
 from mlx_nb.engine.stage import Stage
 from mlx_nb.engine.transfer import as_numpy
@@ -87,11 +85,10 @@ def load(
             events.publish({"kind": "progress", "stage": stage, "done": done, "total": total})
 
     transport = link()
-    folder = resolve_model(name, progress)
-    stage = Stage(
+    stage = obtain_stage(
         name,
-        Path(folder),
         transport,
+        progress,
         size=ranks,
         split=split,
         dtype=dtype,
@@ -109,9 +106,10 @@ def unload(pipe_id: str) -> int:
     stage = PIPES.pop(pipe_id, None)
     if stage is not None:
         stage.close()
-        _offer(next(reversed(PIPES.values()), None))  # the one loaded last of those that stay
+        _offer(None)
     del stage
-    return release()
+    mx.clear_cache()
+    return mx.get_active_memory()
 
 
 def loaded() -> dict[str, LoadedShard]:

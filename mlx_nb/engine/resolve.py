@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from mlx_nb.engine.embedded import embedded_model
-from mlx_nb.engine.hub import hub_model
+from mlx_nb.engine.hub import Choose, hub_model
 from mlx_nb.shared.errors import ModelNotFoundError
 from mlx_nb.shared.models import COMMUNITY, EMBEDDED, KNOWN_NAMES, Progress
 
@@ -19,7 +19,7 @@ def known_names() -> tuple[str, ...]:
     return KNOWN_NAMES
 
 
-def resolve_model(name: str, progress: Progress | None = None) -> Path:
+def resolve_model(name: str, progress: Progress | None = None, choose: Choose | None = None) -> Path:
     """The folder of a model: ``smollm2``, a folder, a Hugging Face id ``org/name``, or the name of a known one.
 
     ``smollm2`` is always the embedded model; a folder of that name is ``./smollm2``. An existing folder
@@ -28,6 +28,7 @@ def resolve_model(name: str, progress: Progress | None = None) -> Path:
     Args:
         name: As the user typed it.
         progress: Told how far a download or conversion is; see `Progress`.
+        choose: Which weight files of a Hugging Face repository are wanted; None wants all.
 
     Raises:
         ModelNotFoundError: There is no such model; the fix names the closest one.
@@ -44,7 +45,7 @@ def resolve_model(name: str, progress: Progress | None = None) -> Path:
         raise ModelNotFoundError(f"There is no folder {folder.absolute()}.", _suggest(name))
     repo = next((known for known in KNOWN_NAMES if known.endswith(f"/{name}")), name)
     if _HUB_ID.fullmatch(repo):
-        return hub_model(repo, progress or _silent)
+        return hub_model(repo, progress or _silent, choose)
     raise ModelNotFoundError(f"No model '{name}'.", _suggest(name))
 
 

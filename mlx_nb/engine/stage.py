@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_unflatten
 
 from mlx_nb.engine.adapters import Adapter
 from mlx_nb.engine.crossing import Crossing
@@ -27,15 +29,18 @@ from mlx_nb.engine.loading import (
     set_compute_dtype,
     text_config,
 )
-from mlx_nb.engine.memory import release
+from mlx_nb.engine.needed import files_of_share
 from mlx_nb.engine.prompt import Prompter
+from mlx_nb.engine.provenance import Provenance
 from mlx_nb.engine.pytree import like
 from mlx_nb.engine.run import Run
 from mlx_nb.engine.stubs import install_stubs
 from mlx_nb.engine.summary import Sizes
 from mlx_nb.engine.transfer import as_numpy
 from mlx_nb.engine.transport import Transport
-from mlx_nb.shared.errors import AdapterError, RunError, WeightsError
+from mlx_nb.engine.unloaded import stored_dtype
+from mlx_nb.engine.weights import absent_files
+from mlx_nb.shared.errors import AdapterError, ModelError, PartOfModelError, RunError, WeightsError
 from mlx_nb.shared.kv_report import KVReport
 from mlx_nb.shared.legal import choose_counts
 from mlx_nb.shared.loaded import LoadedShard
@@ -82,7 +87,6 @@ class Stage:
         self.trusted = trust_remote_code
         with self._saying_where():
             self._load(split, dtype, adapter_path)
-        release()
         self.load_s = time.perf_counter() - began
         self.hooks = Hooks(self.model)
         self.prompter = Prompter(folder, self.config, trust_remote_code=trust_remote_code)
@@ -107,11 +111,11 @@ class Stage:
             MlxNbError: The model, its weights, the adapter or the split cannot be used.
         """
         self.config = text_config(read_config(self.folder))
-        self.model, provenance = build_model(self.folder, trust_remote_code=self.trusted)
+        self.model, provenance = self._build(split)
         layers = transformer_layers(self.model)
         wanted = split_layers(len(layers), self.size, split, model=self.name)
         self.adapter = Adapter(adapter_path, self.model, self.name) if adapter_path else None
-        self.model, self.dtype, packed = set_compute_dtype(self.model, dtype)
+        self.model, self.dtype = set_compute_dtype(self.model, dtype)
         self._place(legal_cuts(self.model), wanted, even=split == "even")
         received = None if self.shard.is_first else like(self.cuts.message(self.shard.layers.start))
         results = results_of(self.model, received, make_crossing=self.crossing, is_last=self.shard.is_last)
@@ -122,7 +126,37 @@ class Stage:
             raise self.adapter.explain(lacking)
         self.owned = owned_parameters(self.model, results)
         del results  # it would keep what is read on the way to an owned parameter
-        self.weight_bytes = materialise(self.model, self.owned, packed, self.folder)
+        self.weight_bytes = materialise(self.owned, self.folder)
+
+    def _build(self, split: str | Sequence[int]) -> tuple[nn.Module, Provenance]:
+        """The whole model; where weight files are absent, from those that hold this rank's share.
+
+        Raises:
+            WeightsError: A file that this rank needs is missing.
+            PartOfModelError: mlx-lm cannot do without the others.
+        """
+        absent = absent_files(self.folder)
+        wanted = files_of_share(self.folder, self.rank, self.size, split, name=self.name) if absent else None
+        if wanted is None:
+            return build_model(self.folder, trust_remote_code=self.trusted)
+        if lost := sorted(wanted & absent):
+            raise WeightsError(
+                f"The weight file {lost[0]} is missing from {self.folder}.",
+                "Fetch the model again, or copy the file there.",
+            )
+        try:
+            model, provenance = build_model(self.folder, trust_remote_code=self.trusted, part=True)
+        except ModelError as error:
+            raise PartOfModelError(error.problem, error.fix) from error
+        # What stands in for the absent tensors is never computed, but has a dtype.
+        dtype = getattr(mx, stored_dtype(self.folder, read_config(self.folder)))
+        stand_ins = {
+            name: array.astype(dtype)
+            for name, array in provenance.unfilled.items()
+            if mx.issubdtype(array.dtype, mx.floating)
+        }
+        model.update(tree_unflatten(list(stand_ins.items())))
+        return model, provenance
 
     @contextmanager
     def _saying_where(self) -> Iterator[None]:

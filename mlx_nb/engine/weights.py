@@ -37,13 +37,22 @@ def read_index(folder: Path) -> dict[str, str]:
         raise WeightsError(f"{index} is not a weight index ({error}).", "Fetch the model again.") from error
 
 
+def absent_files(folder: Path) -> set[str]:
+    """The files that the index names and that are not in the folder."""
+    return {name for name in set(read_index(folder).values()) if not (folder / name).is_file()}
+
+
 def index_entry(folder: Path, tensor: str) -> str:
     """The file that the index names for a tensor; empty if there is none."""
     return read_index(folder).get(tensor, "")
 
 
-def weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path, *, part: bool = False) -> list[Path]:
     """The safetensors files of a model folder that mlx-lm would read.
+
+    Args:
+        folder: The folder.
+        part: Whether some of those that the index names may be elsewhere.
 
     Raises:
         WeightsError: There are none, or the index names one that is missing.
@@ -55,7 +64,7 @@ def weight_files(folder: Path) -> list[Path]:
                 f"{folder / 'model.safetensors.index.json'} names a file outside its folder: {name}.",
                 "Fetch the model again.",
             )
-        if not (folder / name).is_file():
+        if not part and not (folder / name).is_file():
             raise WeightsError(
                 f"The weight file {name} is missing from {folder}.",
                 "Fetch the model again, or copy the file there.",
@@ -68,14 +77,14 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def read_tensors(folder: Path) -> dict[str, TensorInfo]:
-    """Every tensor of a model folder, by its name in the files.
+def read_tensors(folder: Path, *, part: bool = False) -> dict[str, TensorInfo]:
+    """Every tensor of a model folder, by its name in the files; arguments as `weight_files`.
 
     Raises:
         WeightsError: A file is missing, truncated or not safetensors; it is named.
     """
     tensors: dict[str, TensorInfo] = {}
-    for path in weight_files(folder):
+    for path in weight_files(folder, part=part):
         tensors.update(read_header(path))
     return tensors
 

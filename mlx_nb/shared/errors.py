@@ -82,6 +82,10 @@ class RemoteCodeError(ModelError):
     """A model's folder brings code of its own, and nobody has said that it may run."""
 
 
+class PartOfModelError(WeightsError):
+    """mlx-lm cannot build a model from the weight files of one rank's share alone."""
+
+
 class PlanError(MlxNbError):
     """The layers cannot be divided over the ranks in the way that was asked for."""
 

@@ -1,16 +1,10 @@
 """From a name to a folder: the embedded model, folders, Hugging Face ids, and names that are none."""
 
 import json
-import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from hashlib import sha1
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -18,8 +12,9 @@ from mlx_nb.engine import hub
 from mlx_nb.engine.embedded import embedded_model
 from mlx_nb.engine.resolve import known_names, resolve_model
 from mlx_nb.shared.errors import MlxNbError, ModelNotFoundError
+from tests.hub import NOWHERE, Hub, serving
+from tests.tiny import make_tiny, store_by_layers
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = "org/tiny"
 WEIGHTS = bytes(range(256)) * 4096  # 1 MiB
 
@@ -143,87 +138,22 @@ def test_a_model_without_weights_or_with_a_shard_missing_is_not_whole(tmp_path):
 # A hub of our own, and none
 
 
-@dataclass
-class Hub:
-    """What the hub has, and what it was asked."""
-
-    url: str = ""
-    files: dict[str, bytes] = field(default_factory=dict)
-    status: int = 200
-    code: str = ""
-    asked: list[str] = field(default_factory=list)
-
-
 @pytest.fixture
 def own_hub() -> Iterator[Hub]:
-    """A server that speaks as much of the hub's language as a snapshot takes."""
-    state = Hub(files={"config.json": b"{}", "model.safetensors": WEIGHTS, "README.md": b"not wanted"})
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            path = urlsplit(self.path).path
-            state.asked.append(path)
-            if state.status != 200:
-                self.answer(b"{}", status=state.status, headers={"X-Error-Code": state.code})
-            elif path.startswith(f"/api/models/{REPO}/tree/"):
-                self.answer(
-                    json.dumps(
-                        [
-                            {"type": "file", "path": name, "size": len(data), "oid": sha1(data).hexdigest()}
-                            for name, data in state.files.items()
-                        ]
-                    ).encode()
-                )
-            elif path.startswith(f"/api/models/{REPO}"):
-                siblings = [{"rfilename": name} for name in state.files]
-                self.answer(json.dumps({"id": REPO, "sha": COMMIT, "siblings": siblings}).encode())
-            elif path.startswith(f"/{REPO}/resolve/"):
-                data = state.files[path.rpartition("/")[2]]
-                self.answer(data, headers={"ETag": f'"{sha1(data).hexdigest()}"', "X-Repo-Commit": COMMIT})
-            else:
-                self.answer(b"{}", status=404)
-
-        do_HEAD = do_GET
-
-        def answer(self, data: bytes, *, status: int = 200, headers: dict[str, str] | None = None) -> None:
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(data)))
-            for name, value in (headers or {}).items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(data)
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    state.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield state
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    """A hub with one small model."""
+    files = {"config.json": b"{}", "model.safetensors": WEIGHTS, "README.md": b"not wanted"}
+    with serving(Hub(repo=REPO, files=files)) as hub:
+        yield hub
 
 
 def fetch(name: str, tmp_path: Path, endpoint: str, **more: str) -> list[dict]:
     """What `mlx_nb.engine.fetch` prints: in a process, as the hub's library reads its settings at import."""
-    environment = {
-        **{key: value for key, value in os.environ.items() if not key.startswith("HF_")},
-        "HF_HOME": str(tmp_path / "hf"),
-        "HF_ENDPOINT": endpoint,
-        "NO_PROXY": "127.0.0.1",
-        **more,
-    }
+    environment = Hub(url=endpoint).environment(tmp_path / "hf", **more)
     command = [sys.executable, "-m", "mlx_nb.engine.fetch", name]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     lines = [json.loads(line) for line in run.stdout.splitlines()]
     assert run.returncode == (0 if lines[-1]["kind"] == "done" else 1), run.stderr
     return lines
-
-
-NOWHERE = "http://127.0.0.1:9"
 
 
 def test_a_hub_model_is_fetched_once_and_then_found_without_network(own_hub, tmp_path):
@@ -292,3 +222,51 @@ def test_a_repository_without_safetensors_is_no_model(own_hub, tmp_path):
     del own_hub.files["model.safetensors"]
 
     assert "it has no model*.safetensors" in fetch(REPO, tmp_path, own_hub.url)[-1]["problem"]
+
+
+BIG = bytes(range(256)) * (12 * 4096)  # 12 MiB: the hub's library takes 10 MiB at a time
+
+
+def test_a_download_that_breaks_off_goes_on_where_it_was(own_hub, tmp_path):
+    own_hub.files["model.safetensors"] = BIG
+    own_hub.breaks["model.safetensors"] = 11 * 2**20
+    done = fetch(REPO, tmp_path, own_hub.url)[-1]
+
+    assert (Path(done["path"]) / "model.safetensors").read_bytes() == BIG
+    assert own_hub.ranges["model.safetensors"] == [0, 10 * 2**20]
+
+
+def test_a_download_that_cannot_go_on_says_what_is_kept(own_hub, tmp_path):
+    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    index = {"weight_map": {"a": names[0], "b": names[1]}}
+    own_hub.files = {"config.json": b"{}", "model.safetensors.index.json": json.dumps(index).encode()}
+    own_hub.files |= dict.fromkeys(names, WEIGHTS)
+    own_hub.files[names[1]] = WEIGHTS[::-1]
+    own_hub.breaks[names[1]] = 0
+    error = fetch(REPO, tmp_path, own_hub.url)[-1]
+
+    assert error["problem"].startswith(f"{REPO} is not whole here: {names[1]} is missing, and Hugging Face")
+    assert "Connect and load again (files that are whole are kept), or copy" in error["fix"]
+
+    own_hub.breaks.clear()
+    own_hub.sent.clear()
+    assert fetch(REPO, tmp_path, own_hub.url)[-1]["kind"] == "done"
+    assert own_hub.weights_sent == {names[1]: len(WEIGHTS)}
+
+
+def test_a_plan_of_a_hub_model_fetches_no_weights(own_hub, tmp_path):
+    folder = make_tiny("llama_untied", tmp_path / "tiny")
+    store_by_layers(folder)
+    own_hub.files.clear()
+    own_hub.add(folder)
+    command = [sys.executable, "-m", "mlx_nb.engine.describe", "plan", REPO]
+    environment = own_hub.environment(tmp_path / "hf")
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
+
+    assert len(json.loads(run.stdout)["content"]["layers"]) == 5
+    assert own_hub.weights_sent == {}
+    offline = fetch(REPO, tmp_path, own_hub.url, HF_HUB_OFFLINE="1")[-1]
+    assert f"{REPO} is not whole here: model-00001-of-00003.safetensors is missing" in offline["problem"]
+    assert "HF_HUB_OFFLINE forbids" in offline["problem"]
+    assert fetch(REPO, tmp_path, own_hub.url)[-1]["kind"] == "done"
+    assert own_hub.weights_sent.keys() == {path.name for path in folder.glob("*.safetensors")}
