@@ -99,7 +99,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def make_tiny(
-    kind: str, folder: Path, *, dtype: str = "float32", bits: int = 0, seed: int = 3, **changes: Any
+    kind: str, folder: Path, *, dtype: str = "float32", bits: int | str = 0, seed: int = 3, **changes: Any
 ) -> Path:
     """Write a model folder without a tokenizer.
 
@@ -110,7 +110,8 @@ def make_tiny(
         kind: A key of `CONFIGS`.
         folder: Where; it is made.
         dtype: The weights' dtype.
-        bits: Quantised to so many bits, in groups of 32; 0 leaves them as they are.
+        bits: Quantised to so many bits, in groups of 32; 0 leaves them as they are, "mixed" takes 4, 6 or 8
+            by the module's place, and leaves some as they are.
         seed: Of the weights.
         **changes: To the configuration.
     """
@@ -124,7 +125,10 @@ def make_tiny(
         model.pop("lm_head")
     model.set_dtype(getattr(mx, dtype))
     if bits:
-        model, config = quantize_model(model, config, group_size=32, bits=bits)
+        own = {"quant_predicate": _mixed} if bits == "mixed" else {}
+        model, config = quantize_model(
+            model, config, group_size=32, bits=4 if bits == "mixed" else int(bits), **own
+        )
     mx.eval(model.parameters())
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
@@ -143,6 +147,14 @@ def _livelier(path: str, array: mx.array) -> mx.array:
     if "embed" in path:
         return array / 4
     return array * 3 if array.ndim > 1 else array * (1 + 0.2 * noise)
+
+
+def _mixed(path: str, _module: object) -> bool | dict[str, int]:
+    """Bits by place, as in recipes that spare some layers; what is not packed at all comes in between."""
+    if "v_proj" in path or path.startswith("model.layers.2."):
+        return False
+    bits = 8 if "embed" in path or "lm_head" in path else 6 if "down_proj" in path or ".0." in path else 4
+    return {"group_size": 32, "bits": bits}
 
 
 LAYOUTS = ("single", "single, index", "sharded", "sharded, index")

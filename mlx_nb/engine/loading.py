@@ -5,14 +5,14 @@ reads its own bytes and no more.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_nb.engine.context import ACTIVE
 from mlx_nb.engine.crossing import Crossing
@@ -22,6 +22,7 @@ from mlx_nb.engine.provenance import Provenance, and_more, watching
 from mlx_nb.engine.pytree import Tree, arrays_of
 from mlx_nb.engine.reach import reachable
 from mlx_nb.engine.rehearse import undisturbed
+from mlx_nb.engine.unpack import Packed, packed_weights
 from mlx_nb.engine.weights import index_entry, read_tensors
 from mlx_nb.shared.errors import MlxNbError, ModelError, OptionError, RemoteCodeError, WeightsError
 
@@ -148,14 +149,14 @@ def explain_lacking(lacking: list[str], provenance: Provenance, folder: Path) ->
     return WeightsError(f"{and_more('tensor', lacking)} {are} missing from {where} in {folder}.", again)
 
 
-def set_compute_dtype(model: nn.Module, dtype: str | None) -> tuple[nn.Module, str]:
+def set_compute_dtype(model: nn.Module, dtype: str | None) -> tuple[nn.Module, str, dict[str, Packed]]:
     """Choose what a rank computes in; the change is lazy, so only owned weights are ever converted.
 
     On the CPU packed and half-precision matmuls are 8 to 40 times slower than float32, so None
     dequantises and converts to float32 there. On Metal None keeps the weights as they are.
 
     Returns:
-        The model, and the dtype's name.
+        The model, the dtype's name, and what has to be unpacked for it, by parameter.
 
     Raises:
         OptionError: No such dtype.
@@ -168,12 +169,17 @@ def set_compute_dtype(model: nn.Module, dtype: str | None) -> tuple[nn.Module, s
         kinds = {
             str(v.dtype) for _, v in tree_flatten(model.parameters()) if mx.issubdtype(v.dtype, mx.floating)
         }
-        return model, "/".join(sorted(kind.removeprefix("mlx.core.") for kind in kinds))
+        return model, "/".join(sorted(kind.removeprefix("mlx.core.") for kind in kinds)), {}
     name = dtype or "float32"
-    if any(hasattr(module, "bits") and hasattr(module, "scales") for _, module in model.named_modules()):
+    packed = packed_weights(model)
+    if packed:
         model = dequantize_model(model)
+        plain = {name for name, _ in tree_flatten(model.parameters())}
+        # Kinds of packed modules that mlx-lm leaves as they are stay packed.
+        for name in [name for name in packed if f"{name.removesuffix('weight')}scales" in plain]:
+            del packed[name]
     model.set_dtype(getattr(mx, name))
-    return model, name
+    return model, name, packed
 
 
 @dataclass(slots=True)
@@ -239,8 +245,16 @@ def owned_parameters(model: nn.Module, results: list[mx.array]) -> dict[str, mx.
     return {name: parameters[name] for name in sorted(reachable(results, parameters))}
 
 
-def materialise(parameters: dict[str, mx.array], folder: Path) -> int:
+def materialise(
+    model: nn.Module, parameters: dict[str, mx.array], packed: dict[str, Packed], folder: Path
+) -> int:
     """Read the owned weights, a few at a time: what a conversion needs besides is free again soon.
+
+    Args:
+        model: Gets what was unpacked.
+        parameters: The owned ones by name.
+        packed: Those among all parameters that are to be unpacked.
+        folder: Named in errors.
 
     Returns:
         Their bytes in memory.
@@ -248,20 +262,33 @@ def materialise(parameters: dict[str, mx.array], folder: Path) -> int:
     Raises:
         WeightsError: A file could not be read to its end.
     """
-    batch: list[str] = []
-    waiting = 0
-    last = next(reversed(parameters), None)
-    for name, value in parameters.items():
-        batch.append(name)
-        waiting += value.nbytes
-        if waiting < _AT_ONCE_BYTES and name != last:
-            continue
+    for batch in _batches(parameters, packed):
         try:
-            mx.eval([parameters[one] for one in batch])
+            if batch[0] in packed:
+                name = batch[0]
+                parameters[name] = packed.pop(name).unpack(parameters[name])
+                model.update(tree_unflatten([(name, parameters[name])]), strict=False)
+            else:
+                mx.eval([parameters[name] for name in batch])
         except (RuntimeError, ValueError) as error:
             raise WeightsError(
                 f"{and_more('tensor', batch)} in {folder} cannot be read: {error}", "Fetch the model again."
             ) from error
         mx.clear_cache()
-        batch, waiting = [], 0
+    packed.clear()
     return sum(value.nbytes for value in parameters.values())
+
+
+def _batches(parameters: dict[str, mx.array], packed: Container[str]) -> Iterator[list[str]]:
+    """Names in groups that are read at once: a packed one alone, others up to so many bytes."""
+    batch: list[str] = []
+    for name in list(parameters):
+        if name in packed:
+            yield [name]
+            continue
+        batch.append(name)
+        if sum(parameters[one].nbytes for one in batch) >= _AT_ONCE_BYTES:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

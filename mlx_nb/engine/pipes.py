@@ -16,6 +16,7 @@ from mlx_nb.engine import events
 from mlx_nb.engine.drive import Driver
 from mlx_nb.engine.inspect_frame import evaluate_in_frame, locals_of_frame
 from mlx_nb.engine.interrupt import Interrupt
+from mlx_nb.engine.memory import release
 from mlx_nb.engine.mpi_link import MpiLink
 from mlx_nb.engine.obtain import obtain_stage
 from mlx_nb.engine.picture import picture_of
@@ -106,10 +107,9 @@ def unload(pipe_id: str) -> int:
     stage = PIPES.pop(pipe_id, None)
     if stage is not None:
         stage.close()
-        _offer(None)
+        _offer(next(reversed(PIPES.values()), None))  # the one loaded last of those that stay
     del stage
-    mx.clear_cache()
-    return mx.get_active_memory()
+    return release()
 
 
 def loaded() -> dict[str, LoadedShard]:

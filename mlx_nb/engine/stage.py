@@ -29,6 +29,7 @@ from mlx_nb.engine.loading import (
     set_compute_dtype,
     text_config,
 )
+from mlx_nb.engine.memory import release
 from mlx_nb.engine.needed import files_of_share
 from mlx_nb.engine.prompt import Prompter
 from mlx_nb.engine.provenance import Provenance
@@ -87,6 +88,7 @@ class Stage:
         self.trusted = trust_remote_code
         with self._saying_where():
             self._load(split, dtype, adapter_path)
+        release()
         self.load_s = time.perf_counter() - began
         self.hooks = Hooks(self.model)
         self.prompter = Prompter(folder, self.config, trust_remote_code=trust_remote_code)
@@ -115,7 +117,7 @@ class Stage:
         layers = transformer_layers(self.model)
         wanted = split_layers(len(layers), self.size, split, model=self.name)
         self.adapter = Adapter(adapter_path, self.model, self.name) if adapter_path else None
-        self.model, self.dtype = set_compute_dtype(self.model, dtype)
+        self.model, self.dtype, packed = set_compute_dtype(self.model, dtype)
         self._place(legal_cuts(self.model), wanted, even=split == "even")
         received = None if self.shard.is_first else like(self.cuts.message(self.shard.layers.start))
         results = results_of(self.model, received, make_crossing=self.crossing, is_last=self.shard.is_last)
@@ -126,7 +128,7 @@ class Stage:
             raise self.adapter.explain(lacking)
         self.owned = owned_parameters(self.model, results)
         del results  # it would keep what is read on the way to an owned parameter
-        self.weight_bytes = materialise(self.owned, self.folder)
+        self.weight_bytes = materialise(self.model, self.owned, packed, self.folder)
 
     def _build(self, split: str | Sequence[int]) -> tuple[nn.Module, Provenance]:
         """The whole model; where weight files are absent, from those that hold this rank's share.

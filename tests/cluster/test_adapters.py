@@ -14,7 +14,7 @@ from mlx_nb.shared.errors import AdapterError
 from tests.adapters import make_adapter, rewrite
 from tests.cluster.conftest import loaded
 from tests.engine.loopback import CHUNK, PROMPT
-from tests.engine.test_adapters import OneProcess
+from tests.one_process import OneProcess
 from tests.tiny import make_tiny
 
 pytestmark = [pytest.mark.cluster]

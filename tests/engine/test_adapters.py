@@ -8,15 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlx_nb.engine.kv import make_kv_cache  # before mlx: it loads OpenBLAS
 from mlx_nb.shared.errors import AdapterError, WeightsError
 from tests.adapters import change, make_adapter, rewrite
-from tests.engine.loopback import CHUNK, PROMPT, generate, logits, make_stages
+from tests.engine.loopback import generate, logits, make_stages
+from tests.one_process import OneProcess
 from tests.tiny import CONFIGS
 
 import mlx.core as mx  # isort: skip
-from mlx_lm.generate import generate_step  # isort: skip
-from mlx_lm.utils import dequantize_model, load_adapters, load_model  # isort: skip
 
 Tiny = Callable[..., Path]
 
@@ -44,29 +42,6 @@ CASES: dict[str, tuple[str, dict[str, Any], str | None, str, dict[str, Any]]] = 
     "full on the last layer": ("gemma3", {}, None, "full", {"num_layers": 1}),
     "full on bfloat16": ("llama_untied", {"dtype": "bfloat16"}, None, "full", {"num_layers": 3}),
 }
-
-
-class OneProcess:
-    """What mlx-lm makes of the prompt without any of this package's code."""
-
-    def __init__(self, folder: Path, adapter: Path | None, dtype: str | None) -> None:
-        self.model, config = load_model(folder)
-        if adapter is not None:
-            self.model = load_adapters(self.model, str(adapter))
-            self.model.eval()
-        if dtype is None:
-            if "quantization" in config:
-                self.model = dequantize_model(self.model)
-            self.model.set_dtype(mx.float32)
-
-    def logits(self) -> np.ndarray:
-        kv = make_kv_cache(self.model)
-        chunks = [PROMPT[start : start + CHUNK] for start in range(0, len(PROMPT), CHUNK)]
-        rows = [self.model(mx.array(chunk)[None], cache=kv)[0].astype(mx.float32) for chunk in chunks]
-        return np.concatenate([np.array(row) for row in rows])
-
-    def tokens(self) -> list[int]:
-        return [int(token) for token, _ in generate_step(mx.array(PROMPT), self.model, max_tokens=12)]
 
 
 @pytest.mark.parametrize("name", CASES)
