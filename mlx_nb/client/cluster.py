@@ -156,6 +156,8 @@ class Cluster:
         """End every process of the cluster; does nothing the second time."""
         if self.remote.ended:
             return
+        for pipe in self.pipes:
+            pipe.stop_runs()
         self._stopped_logs = self.logs()
         self.remote.ended = f"Cluster {self.name} ended at {time.strftime('%H:%M')}."
         atexit.unregister(self._at_exit)
@@ -252,7 +254,9 @@ class Cluster:
         return len(self.remote.table)
 
     def interrupt(self) -> None:
-        """Interrupt what the ranks run, as Ctrl-C would."""
+        """Interrupt what the ranks run, as Ctrl-C would; background runs end with it."""
+        for pipe in self.pipes:
+            pipe.stop_runs(wait=False)
         self.remote.interrupt()
 
     @property

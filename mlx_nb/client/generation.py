@@ -76,7 +76,7 @@ class Generation:
         prompt_ids: The prompt's token ids.
         token_ids: The generated ids, a stop token included, as mlx-lm yields them.
         text: Their text.
-        state: ``running``, ``finished``, ``interrupted``, ``stopped`` (stands in a stepper) or ``failed``.
+        state: ``waiting`` (for its turn), ``running``, ``paused``, ``finished``, ``interrupted``, ``stopped`` (stands in a stepper) or ``failed``.
         finish_reason: ``stop`` or ``length`` once it has finished.
         stats: Speed; None before the first token.
         timeline: When each rank computed, sent and waited; None until the run has ended, and of a stepped run.
@@ -99,6 +99,16 @@ class Generation:
             generation_tokens=piece.generation_tokens,
             prompt_tps=piece.prompt_tps,
             generation_tps=piece.generation_tps,
+        )
+
+    def follow(self, last: Outcome) -> None:
+        """Take in how far the last rank has come."""
+        self.token_ids, self.text = list(last.token_ids), last.text
+        self.stats = Stats(
+            prompt_tokens=len(self.prompt_ids),
+            generation_tokens=len(self.token_ids),
+            prompt_tps=rate(len(self.prompt_ids), last.prompt_s),
+            generation_tps=rate(len(self.token_ids) - 1, last.decode_s),
         )
 
     def settle(self, outcomes: list[Outcome], state: str, wall_s: float) -> None:

@@ -1,5 +1,6 @@
 """The KV caches of a pipe's last run: a report that prints, and handles that fetch slices."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -117,6 +118,9 @@ class KVCaches:
     def __init__(self, pipe: "Pipe", report: KVReport) -> None:
         self._pipe = pipe
         self.report = report
+
+    def __iter__(self) -> Iterator[KVEntry]:
+        return (KVEntry(self._pipe, entry) for entry in self.report)
 
     def __getitem__(self, layer: int) -> KVEntry:
         """One layer's entry.

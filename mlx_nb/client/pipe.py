@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlx_nb.client.background import BackgroundRun
 from mlx_nb.client.breakpoints import Breakpoint, Breakpoints
 from mlx_nb.client.current import current
 from mlx_nb.client.generation import Generation, Piece
@@ -64,6 +65,7 @@ class Pipe:
         self._unloaded = False
         self._found = False  # by an attaching kernel, which does not know what was asked for
         self._shards: list[LoadedShard] = []
+        self._runs: list[BackgroundRun] = []
 
     def load_there(self, on_event: "OnEvent | None" = None) -> "Pipe":
         """Load every rank's share; also after the cluster was restarted.
@@ -77,7 +79,7 @@ class Pipe:
         remote = self.cluster.remote
         try:
             remote.call_all("connect")
-            pending = self._submit("load", self.name, on_event=on_event, **self._wishes)
+            pending = self.submit_all("load", self.name, on_event=on_event, **self._wishes)
             self._shards = remote.wait(pending)
         except BaseException:
             if not remote.ended and not remote.lost():
@@ -114,7 +116,7 @@ class Pipe:
             self.cluster.pipes.append(self)
         current.pipe = self
 
-    def _submit(
+    def submit_all(
         self, name: str, *args: Any, on_event: "OnEvent | None" = None, **kwargs: Any
     ) -> "list[Pending]":
         """Send a call about this pipe to every rank that takes part in it."""
@@ -124,12 +126,14 @@ class Pipe:
 
     def call_all(self, name: str, *args: Any) -> list[Any]:
         """Call a function about this pipe on every rank that takes part in it, and wait."""
-        return self.cluster.remote.wait(self._submit(name, *args))
+        return self.cluster.remote.wait(self.submit_all(name, *args))
 
     def free_run(self, name: str, *args: Any) -> FreeRun:
         """Follow a call that drives a run to its end on every rank."""
         assert self.last is not None  # whoever starts a run has put it there
-        return FreeRun(self.cluster.remote, self.last, lambda take: self._submit(name, *args, on_event=take))
+        return FreeRun(
+            self.cluster.remote, self.last, lambda take: self.submit_all(name, *args, on_event=take)
+        )
 
     def _make_plan(self) -> Plan:
         first = self._shards[0]
@@ -183,7 +187,8 @@ class Pipe:
         return f'{head}\n{format_table(plan.rows(), right=(3,))}\n next: pipe.generate("…")  pipe.debug("…")'
 
     def _state(self) -> str:
-        return "running" if self.last is not None and self.last.state == "running" else "idle"
+        busy = self.last is not None and self.last.state in ("running", "paused")
+        return self.last.state if self.last is not None and busy else "idle"
 
     # Tokens ---------------------------------------------------------------------------------------
 
@@ -248,6 +253,23 @@ class Pipe:
             return BreakingRun(self, request, self.last, prompt)
         return self.free_run("generate", request)
 
+    def start(self, prompt: Prompt, **options: Any) -> BackgroundRun:
+        """Generate in the background; arguments and errors as `generate`.
+
+        Several runs take turns, in the order of their start. A `generate` or a stepper meanwhile goes first: the
+        run in the background stands still for so long, and then goes on by itself. Breakpoints do not stop it.
+        """
+        request = self.request(prompt, read_options(options))
+        self.last = Generation(list(request.tokens))
+        run = BackgroundRun(self, request, self.last)
+        self._runs = [*(one for one in self._runs if not one.done), run]
+        return run
+
+    def stop_runs(self, *, wait: bool = True) -> None:
+        """Stop every run in the background; what they have produced so far stays."""
+        for run in self._runs:
+            run.stop(wait=wait)
+
     def logits(self, prompt: Prompt, chunk: int | None = None, *, raw: bool = False) -> np.ndarray:
         """The logits after every token of a prompt, fed through the KV cache.
 
@@ -282,7 +304,7 @@ class Pipe:
         )
 
     def kv_cache(self) -> "KVCaches":
-        """The KV caches of the run that stands in the stepper, or else of the last run, over all ranks.
+        """The KV caches of the run that stands in the stepper, or of one in the background, or else of the last.
 
         Prints as a table; ``kv[17].keys[0, 1]`` fetches a slice.
         """
@@ -290,7 +312,9 @@ class Pipe:
 
         standing = current.dbg
         mine = standing is not None and standing.pipe is self and not standing.closed
-        parts: list[KVReport] = self.call_all("kv_report", standing.run_id if mine else None)
+        under_way = [run.run_id for run in self._runs if run.state in ("running", "paused")]
+        run_id = standing.run_id if mine else under_way[0] if under_way else None
+        parts: list[KVReport] = self.call_all("kv_report", run_id)
         cut_short = any(part.cut_short for part in parts)
         entries = tuple(entry for part in parts for entry in part.entries)
         return KVCaches(self, replace(parts[-1], entries=entries, cut_short=cut_short))
@@ -363,6 +387,7 @@ class Pipe:
         """Free the ranks' memory; does nothing the second time."""
         if self._unloaded or self.cluster.remote.ended:
             return
+        self.stop_runs()
         self._unloaded = True
         if current.dbg is not None and current.dbg.pipe is self:
             current.dbg.close()

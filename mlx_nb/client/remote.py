@@ -81,6 +81,7 @@ class Remote:
         watch: Knows which ranks are gone; None to trust that all are there.
         lock: Held for each submit; the waiting is done without it.
         ended: Once the cluster has been stopped: a sentence that says so.
+        background: Held by the background run that has its turn.
     """
 
     client: ipp.Client
@@ -88,6 +89,7 @@ class Remote:
     watch: Watch | None = None
     lock: threading.RLock = field(default_factory=threading.RLock)
     ended: str = ""
+    background: threading.Lock = field(default_factory=threading.Lock)
 
     def call(
         self, rank: Rank | int, name: str, /, *args: Any, timeout_s: float | None = None, **kwargs: Any

@@ -15,6 +15,7 @@ class Clock:
     def __init__(self) -> None:
         self.spans: list[Span] = []
         self._kind = ""
+        self._paused = ""
         self._pass: tuple[int, str, int, int] = (-1, "", 0, 0)
         self._since = 0.0
 
@@ -27,6 +28,17 @@ class Clock:
         """From here on the rank does something else; nothing ("") is not noted. Waiting goes on as waiting."""
         if not kind == self._kind == WAIT:
             self._close(kind)
+
+    def pause(self) -> None:
+        """Note nothing until `resume`: the run stands still."""
+        self._paused = self._kind
+        self._close("")
+
+    def resume(self) -> None:
+        """Go on with what was under way at `pause`."""
+        if self._paused:
+            self._close(self._paused)
+        self._paused = ""
 
     def _close(self, kind: str) -> None:
         """Note the span under way, and begin another."""

@@ -53,13 +53,35 @@ class Driver:
         """
         if run.probe is not None:
             run.probe.stride = Stride(name="run")
+        return self._drive(run, until=float("inf"))
+
+    def run_for(self, run: Run, seconds: float) -> Outcome:
+        """Drive a run for a while: to the first wait or the end of a pass after so many seconds.
+
+        It stands still then (``more``), and the rank answers others before it goes on. An interrupt only ends
+        the while sooner: whoever drives the run in pieces ends it by asking for no more.
+
+        Raises:
+            MlxNbError: It failed; the other ranks have been told.
+        """
+        run.clock.resume()
+        try:
+            return self._drive(run, until=time.monotonic() + seconds)
+        finally:
+            run.clock.pause()
+            run.wait_began = None  # the time until it goes on is nobody's silence
+
+    def _drive(self, run: Run, *, until: float) -> Outcome:
+        in_pieces = until < float("inf")
         run.stage.transport.begin(run.request.run_id)
         with self.interrupt.listening():
             try:
                 state = self._switch(run)
                 while state is not None:
-                    if self.interrupt.requested:
+                    if self.interrupt.requested and not in_pieces:
                         return self._interrupted(run)
+                    if self.interrupt.requested or time.monotonic() > until:
+                        return Outcome(kind="more", kv=run.kv_offsets(), **_text(run))
                     if isinstance(state, Waiting):
                         self._wait(run, state)
                     else:
@@ -68,7 +90,7 @@ class Driver:
             except RunInterruptedError:
                 return self._interrupted(run)
             except MlxNbError as error:
-                if self.interrupt.requested:
+                if self.interrupt.requested and not in_pieces:
                     return self._interrupted(run)
                 self._fail(run, str(error))
                 raise

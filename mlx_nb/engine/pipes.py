@@ -183,6 +183,29 @@ def finish(pipe_id: str, run_id: int) -> Outcome | None:
         return _to_end(stage, stage.run(run_id))
 
 
+def advance(pipe_id: str, run_id: int, seconds: float, paused_s: float = 0.0) -> Outcome:
+    """Let an open run go on for a while, on this rank; others may ask this rank between two whiles.
+
+    Args:
+        pipe_id, run_id: Which.
+        seconds: How long.
+        paused_s: How long it stood still before, because the user wanted so.
+    """
+    stage = stage_of(pipe_id)
+    run = stage.run(run_id)
+    run.leave_out(paused_s)
+    try:
+        with DRIVER.interrupt.listening():
+            outcome = DRIVER.run_for(run, seconds)
+    except Exception:
+        stage.close_run(run_id)
+        raise
+    if outcome.kind != "more":
+        _offer(stage, run.kv)
+        stage.close_run(run_id)
+    return outcome
+
+
 def _to_end(stage: Stage, run: Run) -> Outcome:
     try:
         outcome = DRIVER.run_to_end(run)
@@ -288,6 +311,7 @@ CALLS: dict[str, Callable[..., Any]] = {
         pieces,
         generate,
         open_run,
+        advance,
         step,
         finish,
         close_run,

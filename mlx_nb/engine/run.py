@@ -223,6 +223,12 @@ class Run:
             self._first_token_at, self.prompt_s = now, now - self._began
         self.decode_s = now - self._first_token_at
 
+    def leave_out(self, seconds: float) -> None:
+        """Count a pause as no time of the run."""
+        self._began += seconds
+        if self._first_token_at:
+            self._first_token_at += seconds
+
     def value(self) -> mx.array | None:
         """The first array where the run stands; None where it does not stand at one."""
         return first_array(self.stop) if self.stop else None

@@ -114,6 +114,10 @@ class RunAbortedError(RunError):
     """Another rank gave the run up, and this one stopped with it: an echo, not the cause."""
 
 
+class RunTimeoutError(RunError, TimeoutError):
+    """A run has not ended in the time that somebody wanted to wait; it still goes on."""
+
+
 class RunInterruptedError(RunError):
     """Another rank was interrupted, and this one stopped with it."""
 

@@ -16,7 +16,7 @@ class Outcome:
 
     Attributes:
         kind: ``stop`` (stands at `position`), ``handover`` (this rank's part of the pass is over),
-            ``waiting``, ``finished`` or ``interrupted``.
+            ``waiting``, ``more`` (the time that it was given is over), ``finished`` or ``interrupted``.
         stride: What is left of the stride.
         breaks: The breakpoints, with their counts.
         position: Where it stands.
