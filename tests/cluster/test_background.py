@@ -95,9 +95,9 @@ def test_a_pause_stands_still_and_the_ranks_answer(pipe2: Pipe, reference: dict[
     seconds_until(lambda: len(run.gen.token_ids) > count + 3, 30)
     assert run.gen.stats is not None
     assert run.gen.stats.generation_tps > tps / 3  # the pause is no time of the run
-    gen = run.stop()
+    found = run.stop().token_ids[: MAX_TOKENS[2]]
 
-    assert gen.token_ids[: MAX_TOKENS[2]] == reference["answers"][2]["token_ids"]
+    assert found == reference["answers"][2]["token_ids"][: len(found)]
 
 
 def test_a_stop_keeps_the_text(pipe2: Pipe) -> None:
