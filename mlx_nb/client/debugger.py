@@ -14,7 +14,7 @@ from mlx_nb.client.current import current
 from mlx_nb.client.generation import Generation
 from mlx_nb.client.looking import Looking
 from mlx_nb.shared.breaks import Break
-from mlx_nb.shared.errors import MlxNbError, OptionError, RunFinished
+from mlx_nb.shared.errors import MlxNbError, OptionError, RunError, RunFinished
 from mlx_nb.shared.ids import LayerIndex, Rank
 from mlx_nb.shared.outcome import Outcome
 from mlx_nb.shared.position import Position, RankKV
@@ -169,7 +169,7 @@ class Debugger(Looking):
         if count < 1:
             raise OptionError(f"A stride of {count} goes nowhere.", f"Type: dbg.{name}(1)")
         with self._lock:
-            self._check_open()
+            self._check_can_move()
             here = self.position
             stride = Stride(
                 name=name,
@@ -206,9 +206,9 @@ class Debugger(Looking):
         while True:
             try:
                 outcome = self._step(rank, stride, self.pipe.breakpoints.armed() if breaks else ())
-            except MlxNbError:
+            except MlxNbError as error:
                 self.gen.state = "failed"
-                self.close()
+                self._give_up(error)
                 raise
             self._ranks[rank] = outcome
             self.pipe.breakpoints.settle(outcome.breaks)
@@ -335,6 +335,28 @@ class Debugger(Looking):
             )
         return tuple(lines)
 
+    def lie_at(self, rank: Rank, outcomes: dict[Rank, Outcome]) -> None:
+        """Be where a rank's pass has raised; what the other ranks say goes along."""
+        self._active, self._ranks = rank, outcomes
+        position = outcomes[rank].position
+        assert position is not None  # that is where it raised
+        self.stand(replace(position, ranks=self._kv_lines(position)))
+
+    def _give_up(self, error: MlxNbError) -> None:
+        """The pass has failed: close; but where it raised, let it lie on every rank for `pipe.pm`."""
+        if isinstance(error, RunError) and not self._remote.ended and not self._remote.lost():
+            self.pipe.call_all("lay_out", self._request.run_id)
+            self.closed = True
+            if current.dbg is self:
+                current.dbg = None
+            self._tell(running=False)
+            return
+        self.close()
+
+    def _check_can_move(self) -> None:
+        """Raise `RunFinished` when there is nowhere to go."""
+        self._check_open()
+
     def _check_open(self) -> None:
         if self.done:
             raise RunFinished(
@@ -344,9 +366,10 @@ class Debugger(Looking):
         if self.closed:
             raise RunFinished("This stepper was closed.", "Begin again: dbg.restart()")
 
-    def _ask(self, name: str, *args: Any) -> Any:
+    def _ask(self, name: str, *args: Any, rank: int | None = None) -> Any:
+        where = self._active if rank is None else Rank(rank)
         with self._lock:
-            return self._remote.call(self._active, name, self.pipe.pipe_id, self._request.run_id, *args)
+            return self._remote.call(where, name, self.pipe.pipe_id, self._request.run_id, *args)
 
     # End ------------------------------------------------------------------------------------------
 

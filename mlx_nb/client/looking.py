@@ -57,14 +57,18 @@ class Looking:
         array.setflags(write=False)
         return array
 
-    def p(self, expression: str) -> Argument:
+    def p(self, expression: str, rank: int | None = None) -> Argument:
         """Evaluate an expression in the model's own frame, on the rank: arrays come as summaries.
 
+        Args:
+            expression: As the model's code could write it at this line.
+            rank: Ask another rank: where its model's code waits for its turn.
+
         Raises:
-            RunError: It raises there.
+            RunError: It raises there, or no code of the model waits there.
         """
         self._check_open()
-        return self._ask("evaluate", expression)
+        return self._ask("evaluate", expression, rank=rank)
 
     @property
     def locals(self) -> tuple[Argument, ...]:
@@ -127,8 +131,8 @@ class Looking:
         if not self.closed:
             self.preview = self._ask("preview")
 
-    def _ask(self, name: str, *args: Any) -> Any:
-        """Ask the rank that has the turn about the run."""
+    def _ask(self, name: str, *args: Any, rank: int | None = None) -> Any:
+        """Ask a rank about the run: as a rule the one that has the turn."""
         raise NotImplementedError
 
     def _check_open(self) -> None:

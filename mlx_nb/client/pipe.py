@@ -341,6 +341,17 @@ class Pipe:
         current.dbg = debugger
         return debugger
 
+    def pm(self) -> "Debugger":
+        """Stand where the last failed run raised, every rank as it was then; as `pdb.pm`, also after a free run.
+
+        Raises:
+            RunError: No forward pass has raised.
+        """
+        from mlx_nb.client.postmortem import post_mortem  # it imports this module
+
+        self._check()
+        return post_mortem(self)
+
     def break_at(
         self,
         site: str | None = None,

@@ -16,6 +16,7 @@ import numpy as np
 
 from mlx_nb.engine.interrupt import Interrupt
 from mlx_nb.engine.picture import picture_of
+from mlx_nb.engine.postmortem import one_line, stand_at_failure
 from mlx_nb.engine.probe import Probe
 from mlx_nb.engine.report import position_of
 from mlx_nb.engine.run import PassEnded, Run, Waiting
@@ -138,6 +139,11 @@ class Driver:
             return Outcome(kind="handover", kv=run.kv_offsets(), **left, **_text(run))
         return replace(self._finished(run), breaks=run.probe.breaks.armed)
 
+    def account(self, run: Run) -> Outcome:
+        """Where a run lies that will not go on."""
+        position = position_of(run, run.fallen) if run.fallen else None
+        return Outcome(kind="failed", position=position, kv=run.kv_offsets(), **_text(run))
+
     def _switch(self, run: Run) -> Any:
         """Let the run go on until it switches out; None once its body has returned."""
         if run.state != "running":
@@ -150,6 +156,7 @@ class Driver:
             self._fail(run, str(error))
             raise
         except Exception as error:
+            run.stop = run.fallen = stand_at_failure(run, error)
             self._fail(run, f"{type(error).__name__}: {error}")
             raise _explain(run, error) from error
         if run.greenlet.dead:
@@ -234,12 +241,12 @@ def _logits(run: Run) -> np.ndarray | None:
 
 
 def _explain(run: Run, error: Exception) -> RunError:
-    now = run.current
-    where = f"{now.phase} {now.start}:{now.stop}" if now else "the start"
+    if run.fallen is not None:
+        return RunError(one_line(run, error, run.fallen), "Look around where it was raised: pipe.pm()")
     shard = run.stage.shard
     text = " ".join(str(error).split())[:300]
     return RunError(
         f"Rank {run.stage.rank} (layers {shard.layers.start}–{shard.layers.stop - 1}) raised "
-        f"{type(error).__name__} in {where}: {text}",
+        f"{type(error).__name__} outside a pass: {text}",
         "The cluster still works. Text so far: pipe.last.text",
     )

@@ -3,6 +3,9 @@
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+import mlx.core as mx
+
+from mlx_nb.engine.source import calling_frame
 from mlx_nb.engine.summary import bound_arguments, describe_values
 from mlx_nb.shared.errors import RunError
 from mlx_nb.shared.position import Argument
@@ -17,13 +20,13 @@ def evaluate_in_frame(run: "Run", expression: str) -> Argument:
     Raises:
         RunError: There is no frame here, or the expression raises.
     """
-    frame = _frame(run)
+    scope, names = _scope(run)
     try:
-        value = eval(expression, frame.f_globals, _names(run, frame))
+        value = eval(expression, scope, names)
     except Exception as error:  # the user's expression may raise anything
         raise RunError(
             f"Rank {run.stage.rank}: {expression} raises {type(error).__name__}: {error}.",
-            f"Names here: {', '.join(list(_names(run, frame))[:12])}.",
+            f"Names here: {', '.join(list(names)[:12])}.",
         ) from error
     return describe_values([(expression, value)], run.stage.sizes, _length(run))[0]
 
@@ -32,6 +35,20 @@ def locals_of_frame(run: "Run") -> tuple[Argument, ...]:
     """The local names of the frame, arrays as summaries."""
     named = [(name, value) for name, value in _frame(run).f_locals.items() if name != "self"]
     return describe_values(named, run.stage.sizes, _length(run))
+
+
+def _scope(run: "Run") -> tuple[dict[str, Any], dict[str, Any]]:
+    """The model's frame; on a rank whose part of the pass is over, or has not begun, the run itself."""
+    if run.stop is None and _waiting_frame(run) is None:
+        return {"mx": mx}, {"model": run.stage.model, "cache": run.kv, "tokens": run.tokens}
+    frame = _frame(run)
+    return frame.f_globals, _names(run, frame)
+
+
+def _waiting_frame(run: "Run") -> FrameType | None:
+    """Where the model's code waits for another rank."""
+    waits = run.greenlet.gr_frame
+    return calling_frame(waits) if waits is not None else None
 
 
 def _names(run: "Run", frame: FrameType) -> dict[str, Any]:
@@ -47,6 +64,8 @@ def _names(run: "Run", frame: FrameType) -> dict[str, Any]:
 
 def _frame(run: "Run") -> FrameType:
     frame = run.stop.frame if run.stop else None
+    if run.stop is None:
+        frame = _waiting_frame(run)
     if frame is None:
         raise RunError(
             "The run stands between modules, where no code of the model waits.", "Type: dbg.into()"

@@ -165,6 +165,9 @@ def _step(stage: Stage, run_id: int, stride: Stride, breaks: Sequence[Break], *,
     run = stage.run(run_id)
     try:
         outcome = DRIVER.step(run, stride, breaks, preview=preview)
+    except RunError:
+        stage.lay_out(run_id)
+        raise
     except Exception:
         stage.close_run(run_id)
         raise
@@ -209,10 +212,30 @@ def advance(pipe_id: str, run_id: int, seconds: float, paused_s: float = 0.0) ->
 def _to_end(stage: Stage, run: Run) -> Outcome:
     try:
         outcome = DRIVER.run_to_end(run)
-        _offer(stage, run.kv)
-        return outcome
-    finally:
+    except RunError:
+        stage.lay_out(run.request.run_id)
+        raise
+    except BaseException:
         stage.close_run(run.request.run_id)
+        raise
+    _offer(stage, run.kv)
+    stage.close_run(run.request.run_id)
+    return outcome
+
+
+def lay_out(pipe_id: str, run_id: int) -> None:
+    """Keep a run as it lies, since it has failed on another rank. Called on all ranks."""
+    stage_of(pipe_id).lay_out(run_id)
+
+
+def post_mortem(pipe_id: str) -> tuple[RunRequest, Outcome] | None:
+    """The run that failed last and still lies here: what was asked for, and where this rank stands in it."""
+    stage = stage_of(pipe_id)
+    run = stage.laid_out
+    if run is None:
+        return None
+    _offer(stage, run.kv)
+    return run.request, DRIVER.account(run)
 
 
 def close_run(pipe_id: str, run_id: int) -> None:
@@ -315,6 +338,8 @@ CALLS: dict[str, Callable[..., Any]] = {
         step,
         finish,
         close_run,
+        lay_out,
+        post_mortem,
         value,
         evaluate,
         frame_locals,

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from mlx_nb.engine.source import source_of_call, source_of_frame
 from mlx_nb.engine.stop import Stop, size_of
-from mlx_nb.engine.summary import describe_call, describe_tree
+from mlx_nb.engine.summary import describe_call, describe_tree, describe_values
 from mlx_nb.shared.ids import LayerIndex, Rank
 from mlx_nb.shared.position import RECV, SEND, Argument, Frame, Hop, Position
 
@@ -55,7 +55,8 @@ def _arguments(run: "Run", stop: Stop) -> tuple[Argument, ...]:
     assert now is not None
     length = now.stop - now.start
     if stop.call is not None:
-        return describe_call(stop.call, stop.module, stop.args, stop.kwargs, sizes, length)
+        given = describe_call(stop.call, stop.module, stop.args, stop.kwargs, sizes, length)
+        return given + describe_values(list(stop.extra), sizes, length)
     return describe_tree(stop.value, sizes, length)
 
 

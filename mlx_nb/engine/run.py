@@ -84,6 +84,8 @@ class Run:
         finish: Why generation ended: ``stop`` or ``length``; empty before.
         passes: Seconds of each pass on this rank, with its phase and token count.
         clock: When this rank computed, waited and sent.
+        stop: Where it stands; None where it does not stand at a site.
+        fallen: Where its pass raised.
         patience: How long its waits take.
     """
 
@@ -103,6 +105,7 @@ class Run:
         self.current: Pass | None = None
         self.wait_began: float | None = None
         self.stop: Stop | None = None
+        self.fallen: Stop | None = None
         self.prompt_s = 0.0
         self.decode_s = 0.0
         self._first_token_at = 0.0

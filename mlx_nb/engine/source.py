@@ -14,10 +14,15 @@ _OWN = str(Path(__file__).resolve().parent)
 AROUND = 3
 
 
+def is_own_frame(frame: FrameType) -> bool:
+    """Whether a frame is of this package's engine: a hook, a stub, a run."""
+    return frame.f_code.co_filename.startswith(_OWN)
+
+
 def calling_frame(start: FrameType | None = None) -> FrameType | None:
     """The nearest frame outside this package's engine: the model's code that makes the call."""
     frame: FrameType | None = start or sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(_OWN):
+    while frame is not None and is_own_frame(frame):
         frame = frame.f_back
     return frame
 

@@ -95,6 +95,7 @@ class Stage:
         self.runs: dict[int, Run] = {}
         self.last_kv: list[Any] = []
         self.last_run: Run | None = None
+        self.laid_out: Run | None = None
         self.reported_kv: list[Any] = []  # what the last report was about, so that its handles stay true
         on_metal = mx.default_device() == mx.Device(mx.gpu)
         self.prefill_step_size = METAL_PREFILL_STEP if on_metal else CPU_PREFILL_STEP
@@ -268,12 +269,32 @@ class Stage:
         run = self.runs.pop(run_id, None)
         if run is None:
             return
+        if run is self.laid_out:
+            self.laid_out = None
         if run.greenlet and not run.greenlet.dead:
             run.greenlet.throw()
+        run.stop = run.fallen = None
         if run.probe is not None:
             run.probe = None
             self.hooks.release()
         self.last_run, self.last_kv = run, run.kv
+        self.transport.end(run_id)
+        self.transport.forget(run_id)
+
+    def lay_out(self, run_id: int) -> None:
+        """Keep a run that has failed as it lies, here or on another rank, for `pipe.pm`; the one before goes."""
+        run = self.runs.get(run_id)
+        if run is None:
+            return
+        if self.laid_out is not None and self.laid_out.request.run_id != run_id:
+            self.close_run(self.laid_out.request.run_id)
+        self.laid_out = self.last_run = run
+        self.last_kv = run.kv
+        if run.state == "running":
+            run.state = "failed"
+        if run.probe is not None:
+            run.probe = None
+            self.hooks.release()
         self.transport.end(run_id)
         self.transport.forget(run_id)
 

@@ -27,6 +27,7 @@ class Stop:
         stack: The modules from the model down to this one.
         arrival: How the value came, at a recv.
         inputs: At an exit, the first array that the module was called with.
+        extra: More to show than the arguments: a failed module's weights.
         about: Why it stands here, if not for the stride's sake.
     """
 
@@ -40,6 +41,7 @@ class Stop:
     stack: tuple[Frame, ...] = ()
     arrival: Arrival | None = None
     inputs: mx.array | None = None
+    extra: tuple[tuple[str, mx.array], ...] = ()
     about: str = ""
 
 

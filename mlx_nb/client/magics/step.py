@@ -14,7 +14,7 @@ from mlx_nb.client.show import VIEWS, close_views, show_stepper, show_view
 from mlx_nb.shared.errors import OptionError
 
 STRIDES = ("into", "over", "out", "layer", "rank", "token", "run", "continue", "until")
-QUESTIONS = ("p", "where", "list", "args", "locals", "restart", "close")
+QUESTIONS = ("pm", "p", "where", "list", "args", "locals", "restart", "close")
 SUBCOMMANDS = (*STRIDES, *QUESTIONS)
 
 # pdb's letters, and the two that the view's keys have besides.
@@ -34,6 +34,7 @@ _HELP = """step through a forward pass like a program
   %mlx_step token (t) [N] the start of the next pass
   %mlx_step until SITE    a site, such as layers.3.self_attn.output
   %mlx_step run (c)       to the end
+  %mlx_step pm            after an exception in a pass: stand where it was raised
   %mlx_step p EXPR        evaluate in the model's own frame, on the rank
   %mlx_step where (w), list (l), args (a), locals, restart, close (q)"""
 
@@ -63,6 +64,10 @@ class StepMagics(Magics):
             return None
         name = LETTERS.get(word, word)
         one_of(name, SUBCOMMANDS, "%mlx_step")
+        if name == "pm":
+            debugger = need_pipe().pm()
+            offer(self.shell, "dbg", debugger)
+            return debugger
         return self._go(need_debugger(), name, rest.strip())
 
     @no_var_expand
