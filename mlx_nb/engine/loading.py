@@ -18,13 +18,14 @@ from mlx_nb.engine.context import ACTIVE
 from mlx_nb.engine.crossing import Crossing
 from mlx_nb.engine.kv import is_kv_entry, make_kv_cache, state_arrays
 from mlx_nb.engine.mlx_lm_api import dequantize_model, load_model
+from mlx_nb.engine.own_code import check_code
 from mlx_nb.engine.provenance import Provenance, and_more, watching
 from mlx_nb.engine.pytree import Tree, arrays_of
 from mlx_nb.engine.reach import reachable
 from mlx_nb.engine.rehearse import undisturbed
 from mlx_nb.engine.unpack import Packed, packed_weights
 from mlx_nb.engine.weights import index_entry, read_tensors
-from mlx_nb.shared.errors import MlxNbError, ModelError, OptionError, RemoteCodeError, WeightsError
+from mlx_nb.shared.errors import MlxNbError, ModelError, OptionError, WeightsError
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -54,37 +55,6 @@ def read_config(folder: Path) -> dict[str, Any]:
 def text_config(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a configuration that describes the language model."""
     return {**config, **config.get("text_config", {})}
-
-
-def check_code(folder: Path, config: dict[str, Any], *, trusted: bool, fix: str = "") -> None:
-    """Refuse a model that is built by code from its own folder, unless that was allowed.
-
-    Args:
-        folder: The model's folder.
-        config: Its configuration.
-        trusted: Whether its code may run.
-        fix: What to type next, where it is not the usual.
-
-    Raises:
-        RemoteCodeError: Its code may not run.
-        ModelError: Its code is not there, or lies outside its folder.
-    """
-    code = config.get("model_file")
-    if code is None:
-        return
-    if not trusted:
-        raise RemoteCodeError(
-            f"{folder.name} is built by code of its own ({code}), which would run on every rank.",
-            fix
-            or f"If you trust it, type: %mlx_load {folder} --trust-remote-code"
-            " (in Python: trust_remote_code=True)",
-        )
-    if not isinstance(code, str) or Path(code).name != code:
-        raise ModelError(
-            f"config.json of {folder.name} names code outside its folder: {code}.", "Fetch the model again."
-        )
-    if not (folder / code).is_file():
-        raise ModelError(f"{folder} has no {code}, which its config.json asks for.", "Fetch the model again.")
 
 
 def build_model(folder: Path, *, trust_remote_code: bool, part: bool = False) -> tuple[nn.Module, Provenance]:

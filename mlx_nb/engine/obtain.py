@@ -1,14 +1,16 @@
 """A model's name becomes this rank's stage: the files that its share needs are fetched, then loaded."""
 
 import platform
-from functools import partial
+from pathlib import Path
 from typing import Any
 
+from mlx_nb.engine.loading import read_config
 from mlx_nb.engine.needed import files_of_share
+from mlx_nb.engine.own_code import check_code
 from mlx_nb.engine.resolve import resolve_model
 from mlx_nb.engine.stage import Stage
 from mlx_nb.engine.transport import Transport
-from mlx_nb.shared.errors import PartOfModelError
+from mlx_nb.shared.errors import ModelNotFoundError, PartOfModelError
 from mlx_nb.shared.models import ModelDownloadError, Progress
 
 
@@ -36,12 +38,24 @@ def obtain_stage(
         MlxNbError: The model cannot be had, or not be loaded so.
     """
     ranks, split = size or transport.size, wishes.get("split", "even")
-    share = partial(files_of_share, rank=transport.rank, size=ranks, split=split, name=name)
+
+    def share(folder: Path) -> set[str] | None:
+        # Before any weight is fetched for a model that may not be built.
+        check_code(folder, read_config(folder), trusted=bool(wishes.get("trust_remote_code")))
+        return files_of_share(folder, transport.rank, ranks, split, name=name)
+
+    where = f"Rank {transport.rank} ({platform.node().split('.')[0]})"
     try:
         folder = resolve_model(name, progress, share)
     except ModelDownloadError as error:  # each host has a download cache of its own
-        where = f"Rank {transport.rank} ({platform.node().split('.')[0]})"
         raise type(error)(f"{where}: {error.problem}", error.fix) from error
+    except ModelNotFoundError as error:
+        if transport.rank == 0:
+            raise
+        # Seen only if rank 0 has found it: on several hosts each needs the model.
+        raise ModelNotFoundError(
+            f"{where}: {error.problem}", "Copy the model to the same path there."
+        ) from error
     try:
         return Stage(name, folder, transport, size=size, **wishes)
     except PartOfModelError:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_nb.engine.mlx_lm_api import load_tokenizer
+from mlx_nb.engine.own_code import refusal
 from mlx_nb.shared.errors import ModelError, PromptError
 from mlx_nb.shared.request import Prompt
 from mlx_nb.shared.tokens import PromptTokens, Token
@@ -31,6 +32,8 @@ class Prompter:
                     folder, {"trust_remote_code": trust_remote_code}, eos_token_ids=eos_ids or None
                 )
             except Exception as error:
+                if not trust_remote_code and "trust_remote_code" in str(error):
+                    raise refusal(folder, f"{folder.name} has a tokenizer of its own code") from error
                 text = " ".join(str(error).split())[:300]
                 raise ModelError(
                     f"The tokenizer in {folder} cannot be loaded: {text}", "Fetch the model again."

@@ -31,6 +31,7 @@ from mlx_nb.engine.loading import (
 )
 from mlx_nb.engine.memory import release
 from mlx_nb.engine.needed import files_of_share
+from mlx_nb.engine.own_code import check_code
 from mlx_nb.engine.prompt import Prompter
 from mlx_nb.engine.provenance import Provenance
 from mlx_nb.engine.pytree import like
@@ -91,7 +92,6 @@ class Stage:
         release()
         self.load_s = time.perf_counter() - began
         self.hooks = Hooks(self.model)
-        self.prompter = Prompter(folder, self.config, trust_remote_code=trust_remote_code)
         self.runs: dict[int, Run] = {}
         self.last_kv: list[Any] = []
         self.last_run: Run | None = None
@@ -114,7 +114,10 @@ class Stage:
             MlxNbError: The model, its weights, the adapter or the split cannot be used.
         """
         self.config = text_config(read_config(self.folder))
+        check_code(self.folder, self.config, trusted=self.trusted)
         self.model, provenance = self._build(split)
+        # Before any weight is read: what it refuses would have cost the time.
+        self.prompter = Prompter(self.folder, self.config, trust_remote_code=self.trusted)
         layers = transformer_layers(self.model)
         wanted = split_layers(len(layers), self.size, split, model=self.name)
         self.adapter = Adapter(adapter_path, self.model, self.name) if adapter_path else None

@@ -6,8 +6,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_nb.engine.loading import check_code, read_config
+from mlx_nb.engine.loading import read_config
 from mlx_nb.engine.mlx_lm_api import model_classes
+from mlx_nb.engine.own_code import check_code
 from mlx_nb.engine.weights import read_header, read_index
 from mlx_nb.shared.errors import MlxNbError, ModelError
 
