@@ -21,7 +21,7 @@ from mlx_nb.shared.kv_report import KVReport
 from mlx_nb.shared.loaded import LoadedShard
 from mlx_nb.shared.model_sizes import SiteTable
 from mlx_nb.shared.outcome import Outcome
-from mlx_nb.shared.plan import Plan, split_layers
+from mlx_nb.shared.plan import Plan, explain_even, split_layers
 from mlx_nb.shared.request import GenerateOptions, Prompt, RunRequest, check_for_model, options_from
 from mlx_nb.shared.text import format_table
 from mlx_nb.shared.tokens import PromptTokens
@@ -144,7 +144,7 @@ class Pipe:
             for cut, there in zip(known, self._shards, strict=True)
         )
         split = self._wishes.get("split", "even")
-        reason = "even, a remainder to the first ranks" if split == "even" else "as asked for"
+        reason = explain_even(first.num_layers, len(counts)) if split == "even" else "as asked for"
         if self._found:
             reason = "as it was loaded"
         if first.split_reason:

@@ -5,18 +5,22 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
-
-import psutil
 
 from mlx_nb.shared import errors
 from mlx_nb.shared.errors import ModelError, OptionError
 from mlx_nb.shared.fit import make_plan, split_by_memory
+from mlx_nb.shared.mac_memory import working_set
 from mlx_nb.shared.model_sizes import ModelSizes, SiteRow, SiteTable
 from mlx_nb.shared.plan import Plan
 from mlx_nb.shared.spec import slots_of
 
 _GIB = 2**30
+_METAL = (
+    "of a Mac's memory a model may take what Metal recommends: two thirds, three quarters from 36 GB on "
+    "(more with `sudo sysctl iogpu.wired_limit_mb=…`)"
+)
 
 
 def plan(
@@ -32,7 +36,8 @@ def plan(
         model: A name, a folder (``config.json`` is enough), or a Hugging Face id.
         ranks: How many; with `hosts`, one for each slot.
         hosts: Where, each ``name``, ``name:slots`` or ``name:16GB`` (its memory). Hosts are taken to be
-            Macs, which keep the weights as they are stored; without hosts it is this machine.
+            Macs, which keep the weights as they are stored, and of whose memory Metal may use two thirds, or
+            three quarters from 36 GB on; without hosts it is this machine.
         split: ``even``, ``memory``, or the layers per rank.
         context: Tokens that the KV caches are counted for.
 
@@ -42,9 +47,12 @@ def plan(
     """
     if context < 1:
         raise OptionError(f"A context has one token or more, not {context}.", "Type: context=4096")
-    names, memories = _places(ranks, hosts)
     native = hosts is not None or sys.platform == "darwin"
-    return make_plan(measure(model, context=context, native=native), names, memories, split)
+    sizes, here = measure(model, context=context, native=native)
+    names, memories = _places(ranks, hosts, here)
+    if any(memories) and native:
+        sizes = replace(sizes, notes=(*sizes.notes, _METAL))
+    return make_plan(sizes, names, memories, split)
 
 
 def sites(model: str) -> SiteTable:
@@ -53,16 +61,15 @@ def sites(model: str) -> SiteTable:
     Raises:
         ModelNotFoundError: There is no such model.
     """
-    return SiteTable(model, [SiteRow(**row) for row in _describe("sites", model)])
+    return SiteTable(model, [SiteRow(**row) for row in _describe("sites", model)["content"]])
 
 
-def measure(model: str, *, context: int, native: bool) -> ModelSizes:
-    """What a model weighs, layer by layer. Raises as `plan`."""
-    found: dict[str, Any] = _describe(
-        "plan", model, "--context", str(context), *(["--native"] if native else [])
-    )
+def measure(model: str, *, context: int, native: bool) -> tuple[ModelSizes, int]:
+    """What a model weighs, layer by layer, and the bytes that one may take here. Raises as `plan`."""
+    answer = _describe("plan", model, "--context", str(context), *(["--native"] if native else []))
+    found: dict[str, Any] = answer["content"]
     fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
-    return ModelSizes(**fields)
+    return ModelSizes(**fields), int(answer["memory_bytes"])
 
 
 def split_for(model: str, capacities: Sequence[tuple[str, int, bool]], context: int = 4096) -> list[int]:
@@ -78,17 +85,17 @@ def split_for(model: str, capacities: Sequence[tuple[str, int, bool]], context: 
     """
     on_host = Counter(host for host, _, _ in capacities)
     memories = [size // on_host[host] for host, size, _ in capacities]
-    sizes = measure(model, context=context, native=all(metal for _, _, metal in capacities))
+    sizes, _ = measure(model, context=context, native=all(metal for _, _, metal in capacities))
     return split_by_memory(sizes, memories)
 
 
-def _places(ranks: int, hosts: Sequence[str] | None) -> tuple[list[str], list[int]]:
-    """A host name and its memory in bytes (0 if unknown) for each rank; ranks on one host share it."""
+def _places(ranks: int, hosts: Sequence[str] | None, here_bytes: int) -> tuple[list[str], list[int]]:
+    """A host name and the bytes that it may give (0 if unknown) for each rank; ranks on one host share them."""
     if not hosts:
         import platform
 
         here = platform.node().split(".")[0]
-        return [here] * ranks, [psutil.virtual_memory().total // max(1, ranks)] * ranks
+        return [here] * ranks, [here_bytes // max(1, ranks)] * ranks
     names: list[str] = []
     memories: list[int] = []
     for host in hosts:
@@ -96,7 +103,7 @@ def _places(ranks: int, hosts: Sequence[str] | None) -> tuple[list[str], list[in
         amount = more.upper().removesuffix("IB").removesuffix("B")
         if amount.endswith("G") and amount[:-1].replace(".", "", 1).isdigit():
             names.append(name)
-            memories.append(int(float(amount[:-1]) * _GIB))
+            memories.append(working_set(int(float(amount[:-1]) * _GIB)))
         else:
             slots = slots_of(host)
             names += [name if more else host] * slots
@@ -114,4 +121,4 @@ def _describe(what: str, model: str, *options: str) -> Any:
         raise ModelError(f"{model} could not be measured: {last}", "Check its config.json.") from None
     if answer["kind"] == "error":
         raise getattr(errors, answer["class"], ModelError)(answer["problem"], answer["fix"])
-    return answer["content"]
+    return answer

@@ -16,6 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from mlx_nb.engine.capacity import capacity
 from mlx_nb.engine.context import ACTIVE
 from mlx_nb.engine.crossing import Crossing
 from mlx_nb.engine.cuts import Cuts, legal_cuts
@@ -228,7 +229,7 @@ def main() -> int:
             )
         else:
             content = [dataclasses.asdict(row) for row in sites_of(folder)]
-        print(json.dumps({"kind": "done", "content": content}))
+        print(json.dumps({"kind": "done", "content": content, "memory_bytes": capacity()[1]}))
     except MlxNbError as error:
         kind = type(error).__name__
         print(json.dumps({"kind": "error", "class": kind, "problem": error.problem, "fix": error.fix}))

@@ -3,16 +3,14 @@
 Every function here is called by name through `engine/calls.py`, on one rank or on all.
 """
 
-import platform
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
-import psutil
 
 from mlx_nb.engine import events
+from mlx_nb.engine.capacity import capacity
 from mlx_nb.engine.drive import Driver
 from mlx_nb.engine.inspect_frame import evaluate_in_frame, locals_of_frame
 from mlx_nb.engine.interrupt import Interrupt
@@ -46,18 +44,6 @@ def link() -> MpiLink:
     if _link is None:
         _link = MpiLink()
     return _link
-
-
-def capacity() -> tuple[str, int, bool]:
-    """This rank's host, the bytes it may use there, and whether it computes on Metal.
-
-    On Metal that is the working set that the system recommends; else the machine's memory.
-    """
-    on_metal = mx.default_device() == mx.Device(mx.gpu)
-    size = psutil.virtual_memory().total
-    if on_metal:
-        size = int(mx.device_info().get("max_recommended_working_set_size", size))
-    return platform.node().split(".")[0], size, on_metal
 
 
 def connect() -> None:

@@ -7,7 +7,7 @@ from itertools import pairwise
 from mlx_nb.shared.errors import PlanError
 from mlx_nb.shared.legal import choose_counts
 from mlx_nb.shared.model_sizes import ModelSizes
-from mlx_nb.shared.plan import Plan, Shard, split_evenly, split_layers
+from mlx_nb.shared.plan import Plan, Shard, explain_even, split_evenly, split_layers
 from mlx_nb.shared.text import format_size
 
 # What a rank needs besides weights and KV caches: the runtime, activations of a chunk, buffers on their way.
@@ -29,14 +29,16 @@ def make_plan(
         PlanError: The split does not fit the model, or a rank's share does not fit its memory.
     """
     count = len(sizes.layers)
-    reason = "even, a remainder to the first ranks" if split == "even" else "as asked for"
+    reason = "as asked for"
     if split == "memory":
         counts: str | Sequence[int] = split_by_memory(sizes, memories)
-        reason = "in proportion to each rank's memory, embedding, head and KV caches counted"
+        reason = "so that the fullest rank is as empty as can be, embedding, head and KV caches counted"
     else:
         counts = split
     asked = [len(shard.layers) for shard in split_layers(count, len(hosts), counts, model=sizes.model)]
     legal, moved = choose_counts(sizes.cuts, asked, even=isinstance(split, str), model=sizes.model)
+    if split == "even":
+        reason = explain_even(count, len(hosts))
     reason = f"{reason}; {moved}" if moved else reason
     cut = split_layers(count, len(hosts), legal, model=sizes.model)
     shards = tuple(
@@ -50,6 +52,8 @@ def make_plan(
         for shard, host, memory in zip(cut, hosts, memories, strict=True)
     )
     _check_fit(sizes, shards, memories)
+    if all(memories):
+        reason = f"{reason}; {_fullness(shards)}"
     return Plan(
         model=sizes.model,
         shards=shards,
@@ -59,6 +63,18 @@ def make_plan(
         context=sizes.context,
         notes=sizes.notes,
     )
+
+
+def _fullness(shards: Sequence[Shard]) -> str:
+    """How full the fullest rank and the emptiest are, in percent of what they may use."""
+    full = [
+        round(100 * (shard.weight_bytes + shard.kv_bytes + RESERVE_BYTES) / shard.memory_bytes)
+        for shard in shards
+    ]
+    most, least = max(full), min(full)
+    if most == least:
+        return f"each rank is {most} % full"
+    return f"rank {full.index(most)} is fullest, {most} % of its memory, rank {full.index(least)} emptiest, {least} %"
 
 
 def split_by_memory(sizes: ModelSizes, memories: Sequence[int]) -> list[int]:
@@ -111,12 +127,12 @@ def _check_fit(sizes: ModelSizes, shards: Sequence[Shard], memories: Sequence[in
         raise PlanError(
             f"{sizes.model} does not fit: {where} would need {format_size(needed)} for {shard.describe()} "
             f"and {sizes.context:,} tokens of KV cache, and has {format_size(shard.memory_bytes)}.",
-            _what_fits(sizes, memories),
+            _what_fits(sizes, shards, memories),
         )
 
 
-def _what_fits(sizes: ModelSizes, memories: Sequence[int]) -> str:
-    """The smallest change that would fit: another cut, or more ranks like the largest."""
+def _what_fits(sizes: ModelSizes, shards: Sequence[Shard], memories: Sequence[int]) -> str:
+    """The smallest change that would fit: another cut, a shorter context, or more ranks like the largest."""
     if all(memories):
         counts = split_by_memory(sizes, memories)
         start, fits = 0, True
@@ -125,6 +141,8 @@ def _what_fits(sizes: ModelSizes, memories: Sequence[int]) -> str:
             fits, start = fits and needed + RESERVE_BYTES <= memory, start + count
         if fits:
             return f"It fits with: split={counts}"
+    shorter = _longest_context(sizes, shards)
+    otherwise = f", or with context={shorter}" if shorter else ""
     most = max(memories)
     for ranks in range(len(memories) + 1, len(sizes.layers) + 1):
         counts = split_by_memory(sizes, [most] * ranks)
@@ -135,5 +153,20 @@ def _what_fits(sizes: ModelSizes, memories: Sequence[int]) -> str:
             )
             start += count
         if worst + RESERVE_BYTES <= most:
-            return f"It fits on {ranks} ranks of {format_size(most)}, or with a shorter context."
-    return "Take a quantised model, a shorter context, or hosts with more memory."
+            return f"It fits on {ranks} ranks of {format_size(most)}{otherwise}."
+    if shorter:
+        return f"It fits with context={shorter}."
+    return "Take a quantised model, or hosts with more memory."
+
+
+def _longest_context(sizes: ModelSizes, shards: Sequence[Shard]) -> int:
+    """Tokens, in whole hundreds, that these shards would have room for; 0 where not even the weights fit.
+
+    KV caches of a window or a state do not grow with the context, so this may be less than what would fit.
+    """
+    rooms = [
+        (shard.memory_bytes - shard.weight_bytes - RESERVE_BYTES) / shard.kv_bytes
+        for shard in shards
+        if shard.memory_bytes and shard.kv_bytes
+    ]
+    return max(0, int(sizes.context * min(rooms, default=0.0)) // 100 * 100)

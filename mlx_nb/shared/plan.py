@@ -153,6 +153,19 @@ def split_evenly(num_layers: int, num_ranks: int) -> list[int]:
     return [each + (rank < more) for rank in range(num_ranks)]
 
 
+def explain_even(num_layers: int, num_ranks: int) -> str:
+    """Why an even split cuts where it does.
+
+    >>> explain_even(30, 4), explain_even(28, 2)
+    ('even: 7 layers a rank, one more on ranks 0–1', 'even: 14 layers a rank')
+    """
+    each, more = divmod(num_layers, num_ranks)
+    if not more:
+        return f"even: {each} layers a rank"
+    which = "rank 0" if more == 1 else f"ranks 0–{more - 1}"
+    return f"even: {each} layers a rank, one more on {which}"
+
+
 def split_layers(
     num_layers: int, num_ranks: int, split: str | Sequence[int] = "even", *, model: str = "the model"
 ) -> tuple[Shard, ...]:

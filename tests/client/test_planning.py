@@ -1,6 +1,7 @@
 """Plans and shape tables without a cluster: checked against the files, and against what ranks really load."""
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,22 @@ def test_more_ranks_are_named_when_no_cut_fits() -> None:
         make_plan(sizes(), ["a", "b"], [8 * GIB, 8 * GIB], "memory")
 
 
+def test_a_context_that_would_fit_is_named() -> None:
+    # The first rank: 7 GiB of weights and half a GiB in reserve leave half a GiB of 2.5 for KV caches.
+    with pytest.raises(PlanError, match=r"It fits on 3 ranks of 8\.0 GiB, or with context=800\."):
+        make_plan(sizes(), ["a", "b"], [8 * GIB, 8 * GIB], "even")
+
+
+def test_a_plan_says_why_it_cuts_there() -> None:
+    even = make_plan(sizes(), ["a", "b", "c"], [0, 0, 0], "even")
+    assert even.reason == "even: 3 layers a rank, one more on rank 0"
+    filled = make_plan(sizes(), ["a", "b"], [16 * GIB, 48 * GIB], "memory")
+    assert filled.reason.startswith("so that the fullest rank is as empty as can be")
+    assert filled.reason.endswith("; rank 0 is fullest, 34 % of its memory, rank 1 emptiest, 30 %")
+    asked = make_plan(sizes(), ["a", "b"], [20 * GIB, 20 * GIB], [5, 5])
+    assert asked.reason == "as asked for; each rank is 50 % full"
+
+
 def test_an_unknown_memory_cannot_be_divided_by() -> None:
     with pytest.raises(PlanError, match="hosts="):
         mlx_nb.plan("smollm2", hosts=["mini1", "mini2"], split="memory")
@@ -110,12 +127,53 @@ def test_a_configuration_alone_is_enough_for_a_plan_of_671_billion_parameters(tm
         "torch_dtype": "bfloat16",
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))
+    eight = [f"mini{i}:256GB" for i in range(8)]
+    before = processor_s()
 
-    plan = mlx_nb.plan(str(tmp_path), hosts=[f"mini{i}:256GB" for i in range(8)])
+    plan = mlx_nb.plan(str(tmp_path), hosts=eight)
 
+    assert processor_s() - before < 5  # of the processor, not of the clock: other processes may be at work
     total = sum(shard.weight_bytes for shard in plan.shards)
     assert total == pytest.approx(2 * 671e9, rel=0.01)
     assert [len(shard.layers) for shard in plan.shards] == [8, 8, 8, 8, 8, 7, 7, 7]
+
+    # In 4 bits, as its index says: half a byte a parameter, and a scale and a bias for 64 of them.
+    config["quantization"] = {"group_size": 64, "bits": 4}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    where = dict.fromkeys(quantised_names(61, 3), "model-00001-of-00088.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+
+    filled = mlx_nb.plan(str(tmp_path), hosts=["a:128GB", "b:64GB"] * 4, split="memory", context=16_384)
+    assert sum(shard.weight_bytes for shard in filled.shards) == pytest.approx(4.5 / 8 * 671e9, rel=0.01)
+    counts = [len(shard.layers) for shard in filled.shards]
+    assert sum(counts) == 61
+    assert min(counts[0::2]) > max(counts[1::2])  # the large ones hold more
+    assert [shard.memory_bytes for shard in filled.shards[:2]] == [96 * GIB, 48 * GIB]
+    by_hand = mlx_nb.plan(str(tmp_path), hosts=eight, split=[10, 8, 8, 8, 8, 8, 8, 3])
+    assert by_hand.shards[0].layers == range(10)
+    with pytest.raises(PlanError, match=r"does not fit: rank 0 \(m\) .* has 10\.7 GiB\. It fits on 58 ranks"):
+        mlx_nb.plan(str(tmp_path), hosts=["m:16GB"] * 8)
+
+
+def processor_s() -> float:
+    """Processor seconds that the processes begun here have taken."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def quantised_names(layers: int, dense: int) -> list[str]:
+    """Names in the index of a quantised deepseek_v3, as mlx-lm stores it."""
+    modules = ["model.embed_tokens", "lm_head"]
+    for layer in range(layers):
+        at = f"model.layers.{layer}"
+        modules += [
+            f"{at}.self_attn.{name}"
+            for name in ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "embed_q", "unembed_out", "o_proj")
+        ]
+        inside = [""] if layer < dense else [".switch_mlp", ".shared_experts"]
+        for part in inside:
+            modules += [f"{at}.mlp{part}.{name}" for name in ("gate_proj", "up_proj", "down_proj")]
+    return [f"{module}.{kind}" for module in modules for kind in ("weight", "scales", "biases")]
 
 
 def test_every_module_of_the_model_is_a_site_in_the_order_of_a_pass() -> None:
