@@ -66,12 +66,13 @@ def sizes_of(name: str, folder: Path, *, context: int, native: bool) -> ModelSiz
     paths = layer_paths(model)
     weights = {id(layer): _nbytes(layer) for layer in layers}
     cuts = legal_cuts(model)
-    first, last = _ends(model, layers, [paths[id(layer)] for layer in layers], cuts)
+    first, last, both = _ends(model, layers, [paths[id(layer)] for layer in layers], cuts)
     return ModelSizes(
         model=name,
         layers=tuple(weights[id(layer)] for layer in layers),
         first=first,
         last=last,
+        both=both,
         kv=tuple(_kv_bytes(model, context)),
         context=context,
         hidden_size=int(text_config(config).get("hidden_size", 0) or 0),
@@ -85,11 +86,11 @@ def _nbytes(module: nn.Module) -> int:
     return sum(value.nbytes for _, value in tree_flatten(module.parameters()))
 
 
-def _ends(model: nn.Module, layers: list[nn.Module], paths: list[str], cuts: Cuts) -> tuple[int, int]:
-    """Bytes outside the layers that the first rank reads, and the last: by the graph, not by names."""
+def _ends(model: nn.Module, layers: list[nn.Module], paths: list[str], cuts: Cuts) -> tuple[int, int, int]:
+    """Bytes outside the layers that the first rank reads, the last, and both: by the graph, not by names."""
     if not cuts.legal:
         outside = _nbytes(model) - sum(map(_nbytes, layers))
-        return outside, 0
+        return outside, 0, 0
     first, last = cuts.legal[0], cuts.legal[-1]
     ends = []
     for owned in (range(first), range(last, len(layers))):
@@ -106,8 +107,9 @@ def _ends(model: nn.Module, layers: list[nn.Module], paths: list[str], cuts: Cut
         finally:
             remove_stubs(layers)
         inside = tuple(f"{paths[layer]}." for layer in owned)
-        ends.append(sum(value.nbytes for name, value in names.items() if not name.startswith(inside)))
-    return ends[0], ends[1]
+        ends.append({name: value.nbytes for name, value in names.items() if not name.startswith(inside)})
+    both = sum(size for name, size in ends[0].items() if name in ends[1])
+    return sum(ends[0].values()), sum(ends[1].values()), both
 
 
 def _kv_bytes(model: nn.Module, context: int) -> list[int]:

@@ -16,6 +16,7 @@ class ModelSizes:
         model: The model as it was asked for.
         layers: Weight bytes of each layer.
         first, last: Weight bytes that the first rank needs besides (embedding), and the last (norm, head).
+        both: Of these, what is the same on both ends (a tied embedding): a rank alone has it once.
         kv: KV cache bytes of each layer at `context` tokens.
         context: The tokens that `kv` is for.
         hidden_size: D.
@@ -34,6 +35,7 @@ class ModelSizes:
     dtype: str
     notes: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
+    both: int = 0
 
     @property
     def cuts(self) -> LegalCuts:
@@ -45,6 +47,8 @@ class ModelSizes:
     def weight_bytes(self, start: int, stop: int) -> int:
         """Weight bytes of a rank with the layers from start to stop."""
         ends = (self.first if start == 0 else 0) + (self.last if stop == len(self.layers) else 0)
+        if start == 0 and stop == len(self.layers):
+            ends -= self.both
         return sum(self.layers[start:stop]) + ends
 
     def kv_bytes(self, start: int, stop: int) -> int:

@@ -36,6 +36,12 @@ def test_a_plan_weighs_what_the_ranks_load(smollm2_plan) -> None:
     ]
 
 
+def test_a_rank_alone_has_a_tied_embedding_once() -> None:
+    alone = mlx_nb.plan("smollm2", ranks=1).shards[0]
+
+    assert alone.weight_bytes == 4 * 134_515_008
+
+
 def test_a_plan_counts_keys_and_values_of_the_context(smollm2_plan) -> None:
     # 3 KV heads of 64, keys and values, float32, 4,096 tokens, 15 layers a rank.
     assert [shard.kv_bytes for shard in smollm2_plan.shards] == [2 * 3 * 64 * 4 * 4096 * 15] * 2

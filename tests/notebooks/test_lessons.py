@@ -54,6 +54,7 @@ def test_the_lesson_on_cuts_plans_refuses_and_measures(tmp_path: Path) -> None:
     assert "rank 0  mini1  embed, layers 0–" in said
     assert "does not fit: rank 0 (mini0) would need" in said
     assert "61 layers · 8 ranks · bfloat16" in said
+    assert "goes through its layers 2 times in a pass; a pipeline goes through once" in said
     assert "embed, layers 0–4" in said
     assert "Paris" in said
     assert "layers 5–29, norm, head" in said
