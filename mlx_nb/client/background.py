@@ -218,7 +218,9 @@ class BackgroundRun:
     def _take_in(self, rank: Rank, outcome: Outcome) -> None:
         self._outcomes[rank] = outcome
         if rank == self._ranks[-1]:
-            self.prefilled = sum(count for phase, count, _ in outcome.passes if phase == "prefill")
+            self.prefilled = self._request.reused + sum(
+                count for phase, count, _ in outcome.passes if phase == "prefill"
+            )
             self.gen.follow(outcome)
             self._live.refresh()
 

@@ -26,7 +26,7 @@ class BreakingRun:
         self.generation = generation
         self.prefilled = 0
         self._debugger = Debugger(pipe, request, generation, prompt, begin=False)
-        self._total = len(request.tokens)
+        self._total = len(request.tokens) - request.reused
         self._told = 0
         self._text = ""
 

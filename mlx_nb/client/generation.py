@@ -41,7 +41,8 @@ class Stats:
     """How fast a run was, by the last rank's clock.
 
     Attributes:
-        prompt_tokens, generation_tokens: How many.
+        prompt_tokens, generation_tokens: How many were fed, and how many made.
+        reused_tokens: The prompt's first tokens, which a KV cache held already.
         prompt_tps, generation_tps: Tokens a second.
         peak_memory_bytes: MLX's peak memory by rank.
         wall_s: Seconds from the call to its end, in the notebook.
@@ -55,13 +56,15 @@ class Stats:
     peak_memory_bytes: tuple[int, ...] = ()
     wall_s: float = 0.0
     compute_s: tuple[float, ...] = ()
+    reused_tokens: int = 0
 
     @property
     def line(self) -> str:
         """The progress line: tokens, tok/s, prompt tok/s."""
+        reused = f" and {self.reused_tokens} reused" if self.reused_tokens else ""
         return (
             f"{self.generation_tokens} tokens · {self.generation_tps:.1f} tok/s"
-            f" · prompt {self.prompt_tokens} tokens · {self.prompt_tps:.1f} tok/s"
+            f" · prompt {self.prompt_tokens} tokens{reused} · {self.prompt_tps:.1f} tok/s"
         )
 
     def __repr__(self) -> str:
@@ -74,6 +77,7 @@ class Generation:
 
     Attributes:
         prompt_ids: The prompt's token ids.
+        reused: How many of them, from the first, a KV cache held already.
         token_ids: The generated ids, a stop token included, as mlx-lm yields them.
         text: Their text.
         state: ``waiting`` (for its turn), ``running``, ``paused``, ``finished``, ``interrupted``, ``stopped`` (stands in a stepper) or ``failed``.
@@ -89,6 +93,12 @@ class Generation:
     finish_reason: str | None = None
     stats: Stats | None = None
     timeline: Timeline | None = None
+    reused: int = 0
+
+    @property
+    def fed(self) -> int:
+        """Prompt tokens that this run had to feed."""
+        return len(self.prompt_ids) - self.reused
 
     def add(self, piece: Piece) -> None:
         """Take a streamed piece in."""
@@ -99,15 +109,17 @@ class Generation:
             generation_tokens=piece.generation_tokens,
             prompt_tps=piece.prompt_tps,
             generation_tps=piece.generation_tps,
+            reused_tokens=self.reused,
         )
 
     def follow(self, last: Outcome) -> None:
         """Take in how far the last rank has come."""
         self.token_ids, self.text = list(last.token_ids), last.text
         self.stats = Stats(
-            prompt_tokens=len(self.prompt_ids),
+            prompt_tokens=self.fed,
+            reused_tokens=self.reused,
             generation_tokens=len(self.token_ids),
-            prompt_tps=rate(len(self.prompt_ids), last.prompt_s),
+            prompt_tps=rate(self.fed, last.prompt_s),
             generation_tps=rate(len(self.token_ids) - 1, last.decode_s),
         )
 
@@ -119,9 +131,10 @@ class Generation:
         times = [outcome.times for outcome in outcomes]
         self.timeline = Timeline(times) if all(rank.spans for rank in times) else None
         self.stats = Stats(
-            prompt_tokens=len(self.prompt_ids),
+            prompt_tokens=self.fed,
+            reused_tokens=self.reused,
             generation_tokens=len(self.token_ids),
-            prompt_tps=rate(len(self.prompt_ids), last.prompt_s),
+            prompt_tps=rate(self.fed, last.prompt_s),
             generation_tps=rate(len(self.token_ids) - 1, last.decode_s),
             peak_memory_bytes=tuple(outcome.peak_memory_bytes for outcome in outcomes),
             wall_s=wall_s,

@@ -28,6 +28,7 @@ from mlx_nb.shared.tokens import PromptTokens
 
 if TYPE_CHECKING:
     from mlx_nb.client.breaking_run import BreakingRun
+    from mlx_nb.client.chat import Chat
     from mlx_nb.client.cluster import Cluster
     from mlx_nb.client.debugger import Debugger
     from mlx_nb.client.kv import KVCaches
@@ -244,14 +245,31 @@ class Pipe:
 
     def begin(self, prompt: Prompt, **options: Any) -> "FreeRun | BreakingRun":
         """Start a free run; its `pieces` follow it. Arguments and errors as `generate`."""
-        checked = read_options(options)
-        request = self.request(prompt, checked)
-        self.last = Generation(list(request.tokens))
+        return self.begin_request(self.request(prompt, read_options(options)), prompt)
+
+    def begin_request(self, request: RunRequest, prompt: Prompt) -> "FreeRun | BreakingRun":
+        """Start a free run that has been put together already."""
+        self.last = Generation(list(request.tokens), reused=request.reused)
         if self.breakpoints.armed():
             from mlx_nb.client.breaking_run import BreakingRun  # it imports this module
 
             return BreakingRun(self, request, self.last, prompt)
         return self.free_run("generate", request)
+
+    def chat(self, system: str | None = None, **options: Any) -> "Chat":
+        """A conversation whose KV caches stay on the ranks: each turn feeds only what is new.
+
+        Args:
+            system: The first message, for the model alone.
+            **options: As `generate`, for every turn.
+
+        Raises:
+            PromptError: The model's folder has no tokenizer.
+            OptionError: An option is wrong.
+        """
+        from mlx_nb.client.chat import Chat  # it imports this module
+
+        return Chat(self, system, options)
 
     def start(self, prompt: Prompt, **options: Any) -> BackgroundRun:
         """Generate in the background; arguments and errors as `generate`.

@@ -1,12 +1,16 @@
 """A run on the screen: pieces as they come, a progress line before them, one line of figures after."""
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlx_nb.client.current import current
 from mlx_nb.client.generation import Generation
 from mlx_nb.client.pipe import Pipe
 from mlx_nb.client.progress import ProgressLine
+
+if TYPE_CHECKING:
+    from mlx_nb.client.breaking_run import BreakingRun
+    from mlx_nb.client.streaming import FreeRun
 
 
 def stream_to_screen(pipe: Pipe, prompt: Any, options: dict[str, Any]) -> Generation:
@@ -17,7 +21,11 @@ def stream_to_screen(pipe: Pipe, prompt: Any, options: dict[str, Any]) -> Genera
     Raises:
         MlxNbError: The prompt or an option is wrong, or the run failed.
     """
-    run = pipe.begin(prompt, **options)
+    return follow_on_screen(pipe.begin(prompt, **options))
+
+
+def follow_on_screen(run: "FreeRun | BreakingRun") -> Generation:
+    """Print what a run produces; as `stream_to_screen`."""
     generation = run.generation
     progress = ProgressLine()
     try:

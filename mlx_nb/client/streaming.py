@@ -106,7 +106,7 @@ class FreeRun:
                 return
 
     def _piece(self, event: Event, seen: int) -> Piece:
-        prompt = len(self.generation.prompt_ids)
+        prompt = self.generation.fed
         return Piece(
             text=event["text"],
             token=event["token"],

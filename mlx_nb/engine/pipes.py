@@ -23,6 +23,7 @@ from mlx_nb.engine.stage import Stage
 from mlx_nb.engine.transfer import as_numpy
 from mlx_nb.shared.breaks import Break
 from mlx_nb.shared.errors import NoModelError, RunError
+from mlx_nb.shared.kept import KeptState
 from mlx_nb.shared.kv_report import KVReport
 from mlx_nb.shared.loaded import LoadedShard
 from mlx_nb.shared.outcome import Outcome
@@ -286,6 +287,17 @@ def kv_trim(pipe_id: str, count: int) -> None:
         entry.trim(count)
 
 
+def kept_state(pipe_id: str, name: str) -> KeptState | None:
+    """What this rank's KV caches of that name hold; None if there are none."""
+    kept = stage_of(pipe_id).kept.get(name)
+    return kept.state() if kept is not None else None
+
+
+def drop_kept(pipe_id: str, name: str) -> None:
+    """Forget KV caches that were kept."""
+    stage_of(pipe_id).kept.pop(name, None)
+
+
 def stage_of(pipe_id: str) -> Stage:
     """A loaded pipe's share.
 
@@ -335,5 +347,7 @@ CALLS: dict[str, Callable[..., Any]] = {
         kv_report,
         kv_slice,
         kv_trim,
+        kept_state,
+        drop_kept,
     )
 }

@@ -93,8 +93,7 @@ class Run:
         self.stage = stage
         self.request = request
         self.tokens = list(request.tokens)
-        self.kv: list[KVEntry] = make_kv_cache(stage.model, request.options.max_kv_size)
-        check_kv_options(self.kv, request.options)
+        self.kv = self._kv_to_go_on_with()
         self.state = "running"
         self.finish = ""
         self.probe: Probe | None = None
@@ -118,6 +117,20 @@ class Run:
         self._owned = set(range(len(self.kv))) if stage.size == 1 else set()
         self._sampler = Sampler(request.options) if stage.shard.is_last else None
         self.greenlet = greenlet.greenlet(self._body)
+
+    def _kv_to_go_on_with(self) -> list[KVEntry]:
+        """Fresh KV caches, or those that an earlier run has left and that hold the prompt's first tokens."""
+        kept = self.stage.kept.pop(self.request.kept, None)
+        if kept is not None and self.request.reused:
+            return kept.cut_to(self.request.reused)
+        fresh = make_kv_cache(self.stage.model, self.request.options.max_kv_size)
+        check_kv_options(fresh, self.request.options)
+        return fresh
+
+    @property
+    def owned(self) -> set[int]:
+        """The places in `kv` that hold data on this rank."""
+        return self._owned
 
     # The body -----------------------------------------------------------------------------------
 
@@ -159,7 +172,7 @@ class Run:
         options = self.request.options
         size = options.prefill_step_size or self.stage.prefill_step_size
         whole = total - 1 if options.kv_differs and self.request.kind == "generate" else total
-        chunks = [(start, min(start + size, whole)) for start in range(0, whole, size)]
+        chunks = [(start, min(start + size, whole)) for start in range(self.request.reused, whole, size)]
         return chunks if whole == total else [*chunks, (whole, total)]
 
     def _forward(self, start: int, stop: int, phase: str, *, final: bool) -> mx.array | None:
@@ -203,7 +216,7 @@ class Run:
             token, finish = self.wait_for(last, "the token").value
             return int(token), "", str(finish)
         assert logits is not None  # the last rank's final pass always makes them
-        token = self._sampler.pick(logits, self.tokens)
+        token = self._sampler.pick(logits, self.tokens[self.request.reused :])
         generated = len(self.tokens) + 1 - len(self.request.tokens)
         finish = ""
         if token in self.request.stop_ids:

@@ -17,6 +17,7 @@ from mlx_nb.engine.adapters import Adapter
 from mlx_nb.engine.crossing import Crossing
 from mlx_nb.engine.cuts import Cuts, legal_cuts
 from mlx_nb.engine.hooks import Hooks
+from mlx_nb.engine.kept import KeptKV
 from mlx_nb.engine.kv_read import named_arrays, read_entry
 from mlx_nb.engine.layers import layer_paths, named_modules, transformer_layers
 from mlx_nb.engine.loading import (
@@ -94,6 +95,7 @@ class Stage:
         self.hooks = Hooks(self.model)
         self.runs: dict[int, Run] = {}
         self.last_kv: list[Any] = []
+        self.kept: dict[str, KeptKV] = {}
         self.last_run: Run | None = None
         self.laid_out: Run | None = None
         self.reported_kv: list[Any] = []  # what the last report was about, so that its handles stay true
@@ -281,6 +283,11 @@ class Stage:
             run.probe = None
             self.hooks.release()
         self.last_run, self.last_kv = run, run.kv
+        if run.request.keeps and run.state != "failed":
+            whole = run.state == "finished"
+            self.kept[run.request.kept] = KeptKV(
+                entries=run.kv, tokens=run.tokens, own=run.owned, whole=whole
+            )
         self.transport.end(run_id)
         self.transport.forget(run_id)
 

@@ -192,6 +192,9 @@ class RunRequest:
         options: How to go on from there.
         kind: ``generate``, or ``logits`` (all positions' logits, nothing generated).
         stop_ids: Tokens that end the run.
+        kept: The name of KV caches that the ranks keep, which this run goes on with; empty for fresh ones.
+        reused: How many of `tokens` those hold already; they are cut back to as many.
+        keeps: Whether the run's KV caches are kept under that name once it has ended.
     """
 
     run_id: int
@@ -199,3 +202,6 @@ class RunRequest:
     options: GenerateOptions = field(default_factory=GenerateOptions)
     kind: str = "generate"
     stop_ids: tuple[int, ...] = ()
+    kept: str = ""
+    reused: int = 0
+    keeps: bool = False

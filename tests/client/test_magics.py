@@ -309,6 +309,21 @@ def test_a_wrong_prompt_or_option_is_one_line(shell: Shell, pipe: Pipe, cell: st
     assert pipe.cluster.remote.call_all("ping")
 
 
+def test_a_chat_goes_on_from_cell_to_cell(shell: Shell, pipe: Pipe) -> None:
+    first = shell.good("%%mlx_chat --new --system 'You are brief.' --max-tokens 6\nMy name is Ada.")
+    second = shell.good("%%mlx_chat --max-tokens 6 -o answer\nWhat is my name?")
+    chat, answer = shell.names["chat"], shell.names["answer"]
+
+    assert " reused" not in first.out
+    assert f"and {answer.reused} reused" in second.out
+    assert answer.text in second.out
+    assert [message["role"] for message in chat.messages] == ["system", *["user", "assistant"] * 2]
+    shell.good("%%mlx_chat --new --max-tokens 2\nHello")
+    assert len(shell.names["chat"].messages) == 2
+    assert shell.usage_error("%%mlx_chat\n ").startswith("The prompt is empty.")
+    assert "--system TEXT" in shell.good("%%mlx_chat --help\nx").out
+
+
 def test_generate_prints_the_text_and_one_line_of_figures(shell: Shell, pipe: Pipe) -> None:
     out = shell.good(f"%mlx_generate --max-tokens 20 {FRANCE}").out
 

@@ -42,6 +42,8 @@ TUNED: dict[str, dict[str, Any]] = {
 TUNED_PROMPT, TUNED_TOKENS = 8, 20
 PROCESSORS = ("logit_bias", "repetition_penalty", "presence_penalty", "frequency_penalty")
 PROCESSORS += ("repetition_context_size", "presence_context_size", "frequency_context_size")
+TALK = ["My name is Ada. What is the capital of France?", "And of Italy?", "What is my name?"]
+TALK_SYSTEM, TALK_TOKENS = "You are brief.", 16
 TINY = ("gemma3", "rwkv7", "deepseek_v3", "qwen3")
 TINY_ROTATING = {"max_kv_size": 12, "prefill_step_size": 8}
 IDS = [(place * 7) % 101 for place in range(21)]
@@ -99,6 +101,7 @@ def main(folder: Path, tiny: Path) -> None:
             logits_processors=make_logits_processors(**chosen),
             **given,
         )
+    found["talk"] = talk(model, tokenizer)
     found["tiny"] = {}
     for kind in TINY:
         small, _ = load_model(tiny / kind)
@@ -113,6 +116,31 @@ def main(folder: Path, tiny: Path) -> None:
     logits = np.array(model(mx.array(encode(PROMPTS[0]))[None])[0].astype(mx.float32))
     np.save(folder / "logits.npy", logits)
     (folder / "reference.json").write_text(json.dumps(found))
+
+
+def talk(model: Any, tokenizer: Any) -> list[dict[str, Any]]:
+    """A conversation that goes on with mlx-lm's prompt cache: each turn feeds what the cache does not hold."""
+    import mlx_lm
+    from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
+
+    cache, held, turns = make_prompt_cache(model), [], []
+    messages = [{"role": "system", "content": TALK_SYSTEM}]
+    for text in TALK:
+        messages.append({"role": "user", "content": text})
+        ids = list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+        count = 0
+        while count < min(len(held), len(ids) - 1) and held[count] == ids[count]:
+            count += 1
+        trim_prompt_cache(cache, cache[0].offset - count)
+        pieces = list(
+            mlx_lm.stream_generate(model, tokenizer, ids[count:], max_tokens=TALK_TOKENS, prompt_cache=cache)
+        )
+        answer = "".join(piece.text for piece in pieces)
+        messages.append({"role": "assistant", "content": answer})
+        tokens = [piece.token for piece in pieces]
+        held = (ids + tokens)[: cache[0].offset]
+        turns.append({"text": answer, "token_ids": tokens, "prompt": len(ids), "reused": count})
+    return turns
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from typing import Any
 
 from mlx_nb.client.magics.bench import BenchMagics
 from mlx_nb.client.magics.breaks import BreakMagics
+from mlx_nb.client.magics.chat import ChatMagics
 from mlx_nb.client.magics.cluster import ClusterMagics
 from mlx_nb.client.magics.completion import install_completion, remove_completion
 from mlx_nb.client.magics.doctor import DoctorMagics
@@ -11,7 +12,7 @@ from mlx_nb.client.magics.model import ModelMagics
 from mlx_nb.client.magics.step import StepMagics
 from mlx_nb.client.magics.trailing import rescue_question_marks
 
-MAGICS = (ClusterMagics, ModelMagics, StepMagics, BreakMagics, BenchMagics, DoctorMagics)
+MAGICS = (ChatMagics, ClusterMagics, ModelMagics, StepMagics, BreakMagics, BenchMagics, DoctorMagics)
 
 
 def load_ipython_extension(ip: Any) -> None:

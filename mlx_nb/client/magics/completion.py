@@ -13,6 +13,7 @@ from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMa
 from mlx_nb.client.current import current
 from mlx_nb.client.magics.bench import bench_parser
 from mlx_nb.client.magics.breaks import break_parser
+from mlx_nb.client.magics.chat import chat_parser
 from mlx_nb.client.magics.cluster import SUBCOMMANDS as CLUSTER
 from mlx_nb.client.magics.cluster import cluster_parser
 from mlx_nb.client.magics.doctor import doctor_parser
@@ -32,6 +33,7 @@ _PARSERS: dict[str, Callable[[], Parser]] = {
     "mlx_cluster": cluster_parser,
     "mlx_load": load_parser,
     "mlx_generate": generate_parser,
+    "mlx_chat": chat_parser,
     "mlx_step": step_parser,
     "mlx_bench": bench_parser,
     "mlx_break": break_parser,
