@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 
 from mlx_nb.client.cluster import Cluster
+from mlx_nb.client.current import current
 from mlx_nb.client.pipe import Pipe
 from mlx_nb.engine.resolve import resolve_model  # before mlx: it loads OpenBLAS
 from mlx_nb.shared.errors import AdapterError
@@ -33,7 +35,7 @@ def test_two_ranks_say_what_mlx_lm_says(
     adapter = make_adapter(folder, tmp_path / "pirate", kind)
     alone, without = OneProcess(folder, adapter, dtype), OneProcess(folder, None, dtype)
 
-    with loaded(cluster2, folder, split=[2, 3], adapter_path=adapter, dtype=dtype) as pipe:
+    with loaded(cluster2, folder, split=[2, 3], adapter_path=str(adapter), dtype=dtype) as pipe:
         logits = pipe.logits(list(PROMPT), chunk=CHUNK)
         gen = pipe.generate(list(PROMPT), max_tokens=12, prefill_step_size=CHUNK)
         assert repr(pipe).startswith("Pipe ")
@@ -90,6 +92,26 @@ def test_an_attached_pipe_knows_its_adapter(cluster2: Cluster, folder: Path, tmp
             assert found._wishes["adapter_path"] == str(adapter)
         finally:
             cluster2.pipes[:] = known
+
+
+def test_the_magic_takes_an_adapter(cluster2: Cluster, folder: Path, tmp_path: Path) -> None:
+    adapter = make_adapter(folder, tmp_path / "my adapter")  # a path with a space is quoted, as anywhere
+    shell = InteractiveShell()
+    shell.run_line_magic("load_ext", "mlx_nb")
+    before = current.cluster, current.pipe
+    current.cluster, current.pipe = cluster2, None
+    try:
+        assert shell.run_cell(f"%mlx_load {folder} --adapter '{adapter}'").success
+        assert current.pipe is not None
+        tokens = current.pipe.generate(list(PROMPT), max_tokens=12).token_ids
+        assert tokens == OneProcess(folder, adapter, None).tokens()
+        refused = shell.run_cell(f"%mlx_load {folder} --adapter /nowhere")
+        assert "There is no adapter folder /nowhere." in str(refused.error_in_exec)
+        assert current.pipe.adapter_path == str(adapter)  # a load that fails leaves the loaded model
+        current.pipe.unload()
+    finally:
+        shell.run_line_magic("unload_ext", "mlx_nb")
+        current.cluster, current.pipe = before
 
 
 @pytest.mark.parametrize("damaged", [False, True], ids=["whole", "damaged on rank 1"])

@@ -121,8 +121,14 @@ def refused(cluster: Cluster, told: str) -> None:
     assert cluster.remote.call_all("loaded", timeout_s=5) == before
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    ("fault", "rank"),
+    [
+        *((fault, 1) for fault in FAULTS),
+        (cut_file, 0),
+        *(pytest.param(fault, 0, marks=pytest.mark.soak) for fault in FAULTS if fault is not cut_file),
+    ],
+)
 def test_one_ranks_damaged_copy_is_named(
     cluster2: Cluster, homes: list[Path], fault: Callable[[Path], str], rank: int
 ) -> None:

@@ -44,7 +44,16 @@ CASES: dict[str, tuple[str, dict[str, Any], str | None, str, dict[str, Any]]] = 
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+# Every kind, both ends, experts, packed and not; the rest by hand.
+SPREAD = {
+    "lora on the last layers", "lora on embedding and head", "lora on experts", "lora on 6 bits, packed",
+    "dora on 8 bits", "dora on 4 bits, packed", "full on the last layer",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in SPREAD else pytest.param(name, marks=pytest.mark.soak) for name in CASES]
+)
 def test_logits_and_tokens_are_exactly_those_of_mlx_lm(tiny: Tiny, tmp_path: Path, name: str) -> None:
     model, stored, dtype, kind, wishes = CASES[name]
     folder = tiny(model, **stored)

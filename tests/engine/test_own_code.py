@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlx_nb.engine.describe import main as describe  # before mlx: it loads OpenBLAS
+from mlx_nb.engine import obtain as obtain_module  # before mlx: it loads OpenBLAS
+from mlx_nb.engine.describe import main as describe
 from mlx_nb.engine.loading import read_config
 from mlx_nb.engine.prompt import Prompter
+from mlx_nb.engine.transport import LoopbackWorld
 from mlx_nb.engine.unloaded import build_unloaded
 from mlx_nb.shared.errors import ModelError, RemoteCodeError
 from tests.engine.loopback import logits, make_stages
@@ -94,6 +96,28 @@ def test_plans_and_tables_refuse_it_politely(
         assert said["class"] == "RemoteCodeError"
         assert "pipe.plan" in said["fix"]
     assert not (folder / "ran").exists()
+
+
+def test_no_weight_is_fetched_for_a_model_that_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched = []
+
+    def resolve(_name: str, _progress: object, choose: Callable[[Path], object]) -> Path:
+        choose(folder)  # as for a Hugging Face id: asked when the small files are here
+        fetched.append(folder)
+        return folder
+
+    monkeypatch.setattr(obtain_module, "resolve_model", resolve)
+
+    with pytest.raises(RemoteCodeError):
+        obtain_module.obtain_stage("org/homemade", LoopbackWorld(1).transports()[0])
+    assert not fetched
+    trusted = obtain_module.obtain_stage(
+        "org/homemade", LoopbackWorld(1).transports()[0], trust_remote_code=True
+    )
+    assert trusted.trusted
+    assert fetched  # the control
 
 
 def test_a_tokenizer_of_own_code_is_refused_too(tiny: Tiny, tmp_path: Path) -> None:

@@ -71,7 +71,15 @@ def ratios(folder: Path, dtype: str | None = None, **wishes: Any) -> list[float]
     return found
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [
+        case
+        if "bits" in case or case == "bfloat16 to float32"
+        else pytest.param(case, marks=pytest.mark.soak)
+        for case in CASES
+    ],
+)
 def test_each_rank_reads_its_own_bytes(case: str, tmp_path: Path) -> None:
     kind, wishes, dtype = CASES[case]
     folder = make_wide(kind, tmp_path / "wide", **wishes)
