@@ -1,14 +1,16 @@
 """A model that is loaded over the ranks of a cluster."""
 
+import os
 import secrets
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlx_nb.client import prompt_cache
 from mlx_nb.client.background import BackgroundRun
 from mlx_nb.client.breakpoints import Breakpoint, Breakpoints
 from mlx_nb.client.current import current
@@ -221,7 +223,8 @@ class Pipe:
         Args:
             prompt: A string (the chat template is applied unless ``raw=True``), chat messages, token
                 ids, or a list of strings: several prompts, one after another.
-            **options: As `GenerateOptions`.
+            **options: As `GenerateOptions`; and ``prompt_cache``, a file or a `PromptCache`, after whose tokens
+                the prompt is fed.
 
         Returns:
             A `Generation`; a list of them for several prompts.
@@ -245,7 +248,7 @@ class Pipe:
 
     def begin(self, prompt: Prompt, **options: Any) -> "FreeRun | BreakingRun":
         """Start a free run; its `pieces` follow it. Arguments and errors as `generate`."""
-        return self.begin_request(self.request(prompt, read_options(options)), prompt)
+        return self.begin_request(self._request_with(prompt, options), prompt)
 
     def begin_request(self, request: RunRequest, prompt: Prompt) -> "FreeRun | BreakingRun":
         """Start a free run that has been put together already."""
@@ -277,8 +280,8 @@ class Pipe:
         Several runs take turns, in the order of their start. A `generate` or a stepper meanwhile goes first: the
         run in the background stands still for so long, and then goes on by itself. Breakpoints do not stop it.
         """
-        request = self.request(prompt, read_options(options))
-        self.last = Generation(list(request.tokens))
+        request = self._request_with(prompt, options)
+        self.last = Generation(list(request.tokens), reused=request.reused)
         run = BackgroundRun(self, request, self.last)
         self._runs = [*(one for one in self._runs if not one.done), run]
         return run
@@ -320,6 +323,39 @@ class Pipe:
         return RunRequest(
             run_id=run_id, tokens=tuple(ids), options=options, kind=kind, stop_ids=self._shards[0].stop_ids
         )
+
+    def _request_with(self, prompt: Prompt, options: dict[str, Any]) -> RunRequest:
+        """A run out of keyword arguments, which may go on with a prompt cache."""
+        source = options.pop("prompt_cache", None)
+        request = self.request(prompt, read_options(options))
+        return prompt_cache.after(self, request, source) if source is not None else request
+
+    def save_prompt_cache(self, path: "str | os.PathLike[str]") -> Path:
+        """Save the last run's KV caches in one file, in mlx-lm's format; any split of the model can load it.
+
+        They hold the prompt and the answer but for its last token, which was not fed. To save a prompt alone,
+        generate one token.
+
+        Args:
+            path: On rank 0's host; ``.safetensors`` is added if need be.
+
+        Returns:
+            The file.
+
+        Raises:
+            PromptCacheError: There is no run, or the file cannot be written.
+        """
+        self._check()
+        return prompt_cache.save(self, path)
+
+    def load_prompt_cache(self, path: "str | os.PathLike[str]") -> prompt_cache.PromptCache:
+        """KV caches out of a file that `save_prompt_cache` or mlx-lm has written.
+
+        Raises:
+            PromptCacheError: There is no such file, it is damaged, or it was made with another model.
+        """
+        self._check()
+        return prompt_cache.load(self, path)
 
     def kv_cache(self) -> "KVCaches":
         """The KV caches of the run that stands in the stepper, or of one in the background, or else of the last.

@@ -1,10 +1,14 @@
 """KV caches that outlive their run: a chat goes on with them, and so does a run on a saved prompt cache."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mlx_nb.engine.kv import KVEntry, offset_of
 from mlx_nb.shared.errors import RunError
 from mlx_nb.shared.kept import KeptState
+
+if TYPE_CHECKING:
+    from mlx_nb.engine.run import Run
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,3 +53,8 @@ class KeptKV:
                     f"A {type(entry).__name__} cannot be cut back to {count} tokens.", "Feed the prompt anew."
                 )
         return self.entries
+
+
+def keep(run: "Run") -> KeptKV:
+    """What a run that has ended leaves behind."""
+    return KeptKV(entries=run.kv, tokens=run.tokens, own=run.owned, whole=run.state == "finished")

@@ -96,6 +96,22 @@ def make_prompt_cache(model: nn.Module, max_kv_size: int | None) -> list[Any]:
     return list(_find("models.cache", "make_prompt_cache")(model, max_kv_size))
 
 
+def kv_cache_class(name: str) -> Any:
+    """One of the KV cache classes."""
+    return _find("models.cache", name)
+
+
+def save_prompt_cache(path: Path, entries: list[Any], metadata: dict[str, str]) -> None:
+    """Write entries and metadata as one safetensors file."""
+    _find("models.cache", "save_prompt_cache")(str(path), entries, metadata)
+
+
+def load_prompt_cache(path: Path) -> tuple[list[Any], dict[str, str]]:
+    """The entries of a file, lazily, and its metadata."""
+    entries, metadata = _find("models.cache", "load_prompt_cache")(str(path), return_metadata=True)
+    return list(entries), metadata if isinstance(metadata, dict) else {}
+
+
 def quantize_kv_cache(entries: list[Any], *, start: int, group_size: int, bits: int | None) -> None:
     """Quantise the entries that are long enough, in place."""
     quantize = _find("generate", "maybe_quantize_kv_cache")

@@ -5,15 +5,17 @@ Every function here is called by name through `engine/calls.py`, on one rank or 
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mlx_nb.engine import events
+from mlx_nb.engine import events, prompt_cache
 from mlx_nb.engine.capacity import capacity
 from mlx_nb.engine.drive import Driver
 from mlx_nb.engine.inspect_frame import evaluate_in_frame, locals_of_frame
 from mlx_nb.engine.interrupt import Interrupt
+from mlx_nb.engine.kept import KeptKV, keep
 from mlx_nb.engine.memory import release
 from mlx_nb.engine.mpi_link import MpiLink
 from mlx_nb.engine.obtain import obtain_stage
@@ -288,9 +290,31 @@ def kv_trim(pipe_id: str, count: int) -> None:
 
 
 def kept_state(pipe_id: str, name: str) -> KeptState | None:
-    """What this rank's KV caches of that name hold; None if there are none."""
-    kept = stage_of(pipe_id).kept.get(name)
+    """What this rank's KV caches of that name hold, or those of the last run (""); None if there are none."""
+    kept = _kept(pipe_id, name)
     return kept.state() if kept is not None else None
+
+
+def _kept(pipe_id: str, name: str) -> KeptKV | None:
+    stage = stage_of(pipe_id)
+    if name:
+        return stage.kept.get(name)
+    run = stage.last_run
+    return keep(run) if run is not None and run.state != "failed" else None
+
+
+def save_prompt_cache(pipe_id: str, run_id: int, name: str, count: int, path: str) -> int:
+    """Write KV caches into one file on rank 0's host. Called on all ranks together; bytes written, on rank 0."""
+    kept = _kept(pipe_id, name)
+    if kept is None:
+        raise RunError("There is no run whose KV caches could be saved.", "Generate first: pipe.generate(…)")
+    return prompt_cache.save(stage_of(pipe_id), kept, count, Path(path), run_id)
+
+
+def load_prompt_cache(pipe_id: str, run_id: int, name: str, path: str) -> None:
+    """Read a file on rank 0's host into KV caches of that name. Called on all ranks together."""
+    stage = stage_of(pipe_id)
+    stage.kept[name] = prompt_cache.load(stage, Path(path), run_id)
 
 
 def drop_kept(pipe_id: str, name: str) -> None:
@@ -349,5 +373,7 @@ CALLS: dict[str, Callable[..., Any]] = {
         kv_trim,
         kept_state,
         drop_kept,
+        save_prompt_cache,
+        load_prompt_cache,
     )
 }

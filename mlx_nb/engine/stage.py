@@ -17,7 +17,7 @@ from mlx_nb.engine.adapters import Adapter
 from mlx_nb.engine.crossing import Crossing
 from mlx_nb.engine.cuts import Cuts, legal_cuts
 from mlx_nb.engine.hooks import Hooks
-from mlx_nb.engine.kept import KeptKV
+from mlx_nb.engine.kept import KeptKV, keep
 from mlx_nb.engine.kv_read import named_arrays, read_entry
 from mlx_nb.engine.layers import layer_paths, named_modules, transformer_layers
 from mlx_nb.engine.loading import (
@@ -284,10 +284,7 @@ class Stage:
             self.hooks.release()
         self.last_run, self.last_kv = run, run.kv
         if run.request.keeps and run.state != "failed":
-            whole = run.state == "finished"
-            self.kept[run.request.kept] = KeptKV(
-                entries=run.kv, tokens=run.tokens, own=run.owned, whole=whole
-            )
+            self.kept[run.request.kept] = keep(run)
         self.transport.end(run_id)
         self.transport.forget(run_id)
 

@@ -94,6 +94,10 @@ class PromptError(MlxNbError):
     """The prompt cannot be fed: empty, not tokens, or not in the vocabulary."""
 
 
+class PromptCacheError(MlxNbError):
+    """A prompt cache cannot be written, read, or used with this model."""
+
+
 class OptionError(MlxNbError):
     """An option's value is out of range."""
 
