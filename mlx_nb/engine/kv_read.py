@@ -6,25 +6,33 @@
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
-from mlx_nb.engine.kv import KVEntry, offset_of, state_arrays
+from mlx_nb.engine.kv import KVEntry, offset_of, parts_of
 from mlx_nb.shared.ids import LayerIndex, Rank
 from mlx_nb.shared.kv_report import KVBuffer, KVEntryReport
 
 _MOST_POSITIONS = 4096
 
 
-def read_entry(entry: KVEntry, *, rank: int, layer: int, place: int, expected: int) -> KVEntryReport:
+def read_entry(
+    entry: KVEntry, *, rank: int, layer: int, place: int, expected: int, unused: bool = False
+) -> KVEntryReport:
     """What one entry holds.
 
     Args:
         entry: The entry.
         rank, layer, place: Whose it is.
         expected: Tokens that the run has fed.
+        unused: Whether the model makes it and never writes to it.
     """
     offset = offset_of(entry)
     order = positions(entry)
-    padding: Any = getattr(entry, "left_padding", None)
+    parts = parts_of(entry)
+    ring = next((part for part in parts if is_ring(part) and isinstance(part._idx, int)), None)
+    padding = next(
+        (found for part in parts if (found := getattr(part, "left_padding", None)) is not None), None
+    )
     return KVEntryReport(
         rank=Rank(rank),
         layer=LayerIndex(layer),
@@ -32,15 +40,32 @@ def read_entry(entry: KVEntry, *, rank: int, layer: int, place: int, expected: i
         class_name=class_name(entry),
         offset=offset,
         capacity=capacity(entry),
-        pending=max(0, expected - offset) if offset >= 0 else 0,
+        rows=next((found for part in parts if (found := _row_offsets(part))), ()),
+        pending=max(0, expected - offset) if offset >= 0 and not unused else 0,
+        unused=unused,
         positions=tuple(order[:_MOST_POSITIONS]),
-        ring_at=int(entry._idx) if is_ring(entry) and not isinstance(entry._idx, mx.array) else -1,
-        kept=int(getattr(entry, "keep", 0) or 0),
+        ring_at=ring._idx if ring is not None else -1,
+        kept=int(getattr(ring, "keep", 0) or 0),
         left_padding=tuple(padding.tolist()) if padding is not None else (),
-        bits=int(getattr(entry, "bits", 0) or 0),
+        bits=max(int(getattr(part, "bits", 0) or 0) for part in parts),
         trimmable=bool(entry.is_trimmable()),
         buffers=tuple(buffers(entry)),
     )
+
+
+def _row_offsets(entry: KVEntry) -> tuple[int, ...]:
+    """Tokens of each row of a batch; empty for an entry without rows of their own."""
+    offset: Any = getattr(entry, "offset", None)
+    return tuple(int(row) for row in np.array(offset)) if isinstance(offset, mx.array) and offset.ndim else ()
+
+
+def _fed(entry: KVEntry) -> int:
+    """Slots that have been written so far; in a batch a row's padding takes slots, too."""
+    if hasattr(entry, "_offset"):
+        return int(entry._offset)
+    if _row_offsets(entry) and not is_ring(entry):
+        return int(entry._idx)
+    return offset_of(entry)
 
 
 def class_name(entry: KVEntry) -> str:
@@ -62,6 +87,8 @@ def capacity(entry: KVEntry) -> int:
             return inner
     if hasattr(entry, "max_size"):
         return int(entry.max_size)
+    if hasattr(entry, "window_size"):
+        return int(entry.window_size)
     keys = getattr(entry, "keys", None)
     if isinstance(keys, list | tuple):
         keys = keys[0] if keys else None
@@ -72,20 +99,24 @@ def positions(entry: KVEntry) -> list[int]:
     """The token positions that an entry holds, in the order in which they lie in memory.
 
     A ring keeps its first `keep` slots and overwrites the rest in a circle: after 20 tokens with 8 slots of
-    which 2 are kept, it holds 0, 1 and 14 to 19.
+    which 2 are kept, it holds 0, 1 and 14 to 19. In a batch these are slots: a row's own positions are less by
+    its left padding.
     """
     for part in getattr(entry, "caches", ()):
         if found := positions(part):
             return found
-    offset = offset_of(entry)
+    offset = _fed(entry)
     if offset <= 0:
         return []
-    if not is_ring(entry) or isinstance(entry._idx, mx.array):
+    window = getattr(entry, "window", None)
+    if isinstance(window, mx.array):
+        return list(range(offset - window.shape[1], offset))
+    if not is_ring(entry):
         start = int(getattr(entry, "start_position", 0) or 0)
         return list(range(start, offset))
     keys = entry.keys
     held = int(keys.shape[2]) if isinstance(keys, mx.array) else 0
-    keep, at = int(entry.keep), int(entry._idx)
+    keep, at = int(getattr(entry, "keep", 0)), int(entry._idx)
     filled = min(held, offset)
     if offset <= filled:  # it has not turned yet
         return list(range(offset))
@@ -136,10 +167,10 @@ def named_arrays(entry: KVEntry) -> list[tuple[str, mx.array, int]]:
     states = getattr(entry, "cache", None)
     if isinstance(states, list):
         return [(f"state {i}", array, -1) for i, array in enumerate(states) if isinstance(array, mx.array)]
-    return [(f"state {i}", array, -1) for i, array in enumerate(state_arrays(entry))]
+    return [(name, array, -1) for name, array in vars(entry).items() if isinstance(array, mx.array)]
 
 
 def _valid(entry: KVEntry, array: mx.array) -> int:
     held = int(array.shape[-2]) if array.ndim >= 2 else 0
-    offset = offset_of(entry) - int(getattr(entry, "start_position", 0) or 0)
+    offset = _fed(entry) - int(getattr(entry, "start_position", 0) or 0)
     return min(held, max(offset, 0))

@@ -18,6 +18,7 @@ from mlx_nb.engine.crossing import Crossing
 from mlx_nb.engine.cuts import Cuts, legal_cuts
 from mlx_nb.engine.hooks import Hooks
 from mlx_nb.engine.kept import KeptKV, keep
+from mlx_nb.engine.kv import state_arrays
 from mlx_nb.engine.kv_read import named_arrays, read_entry
 from mlx_nb.engine.layers import layer_paths, named_modules, transformer_layers
 from mlx_nb.engine.loading import (
@@ -328,11 +329,23 @@ class Stage:
         )
         self.reported_kv = run.kv
         entries = [
-            read_entry(run.kv[place], rank=self.rank, layer=layer, place=place, expected=report.expected)
+            read_entry(
+                run.kv[place],
+                rank=self.rank,
+                layer=layer,
+                place=place,
+                expected=report.expected,
+                unused=self._never_writes(run.kv[place], place),
+            )
             for layer, places in sorted(run.layer_places.items())
             for place in places
         ]
         return replace(report, entries=tuple(entries))
+
+    def _never_writes(self, entry: Any, place: int) -> bool:
+        """Whether the model makes an entry and leaves it alone: it was not written when the pass was rehearsed."""
+        written = {there for there, _ in self.cuts.rehearsal.writes}
+        return hasattr(entry, "update_and_fetch") and place not in written and not state_arrays(entry)
 
     def kv_slice(self, place: int, name: str, index: tuple[Any, ...]) -> np.ndarray:
         """A copy of a slice of one buffer, over its valid positions.

@@ -38,6 +38,7 @@ class KVEntryReport:
         class_name: mlx-lm's class; a tree prints its parts: ``CacheList(KVCache, ArraysCache)``.
         offset: Tokens that have gone through it; -1 for a class that counts none (SSM and conv states).
         capacity: Positions that fit before it grows or turns; 0 where there are none.
+        rows: Tokens of each row of a batch; empty for one row.
         pending: Tokens of the run that it has not got: 0 unless it lags behind.
         positions: The token positions that it holds, in the order in which they lie in memory.
         ring_at: Where a ring writes next; -1 for no ring.
@@ -45,6 +46,7 @@ class KVEntryReport:
         left_padding: Padding of each batch row; empty for none.
         bits: Bits of a quantised entry; 0 for plain ones.
         trimmable: Whether it can be cut back.
+        unused: Whether the model makes it and never writes to it (a layer without attention).
         buffers: Its arrays.
     """
 
@@ -54,6 +56,7 @@ class KVEntryReport:
     class_name: str
     offset: int
     capacity: int
+    rows: tuple[int, ...] = ()
     pending: int = 0
     positions: tuple[int, ...] = ()
     ring_at: int = -1
@@ -61,6 +64,7 @@ class KVEntryReport:
     left_padding: tuple[int, ...] = ()
     bits: int = 0
     trimmable: bool = False
+    unused: bool = False
     buffers: tuple[KVBuffer, ...] = ()
 
     @property
@@ -87,6 +91,10 @@ class KVEntryReport:
             parts.append(f"keeps {self.kept}")
         if self.bits:
             parts.append(f"{self.bits}-bit")
+        if self.unused:
+            parts.append("never written")
+        if self.rows:
+            parts.append(f"rows {list(self.rows)}")
         if self.left_padding:
             parts.append(f"padding {list(self.left_padding)}")
         return " · ".join(parts)
@@ -117,7 +125,7 @@ class KVReport:
     @property
     def headline(self) -> str:
         """How the offsets disagree, by rank or by layer; empty when they agree."""
-        counted = [entry for entry in self.entries if entry.offset >= 0]
+        counted = [entry for entry in self.entries if entry.offset >= 0 and not entry.unused]
         most = max((entry.offset for entry in counted), default=0)
         behind = [entry for entry in counted if entry.offset < most]
         if not behind or self.standing or self.cut_short:  # in the middle of a pass they do differ
@@ -151,7 +159,11 @@ class KVReport:
             same = list(group)
             first, last = same[0], same[-1]
             span = str(first.layer) if len(same) == 1 else f"{first.layer}–{last.layer}"
-            offset = "–" if first.offset < 0 else f"{first.offset}{' ←' if first.offset < most else ''}"
+            offset = (
+                "–"
+                if first.offset < 0 or first.unused
+                else f"{first.offset}{' ←' if first.offset < most else ''}"
+            )
             used, held = (sum(getattr(e, k) for e in same) / MIB for k in ("used_bytes", "held_bytes"))
             capacity = str(first.capacity) if first.capacity else "–"
             size = f"{used:.1f}/{held:.1f} MiB"
