@@ -33,8 +33,13 @@ def make_kv_cache(model: nn.Module, max_kv_size: int | None = None) -> list[KVEn
     ]
 
 
-def check_kv_options(entries: list[KVEntry], options: GenerateOptions) -> None:
+def check_kv_options(entries: list[KVEntry], options: GenerateOptions, *, shared: bool = False) -> None:
     """Check what is asked of a model's fresh KV caches.
+
+    Args:
+        entries: One for each layer of the whole model.
+        options: What is asked.
+        shared: Whether layers read the keys and values that earlier ones have written.
 
     Raises:
         OptionError: They cannot be limited, or not be quantised.
@@ -46,6 +51,12 @@ def check_kv_options(entries: list[KVEntry], options: GenerateOptions) -> None:
     ):
         raise OptionError(f"This model's KV caches ({names}) cannot be limited.", "Leave max_kv_size away.")
     if options.kv_bits is not None:
+        if shared:
+            raise OptionError(
+                "Layers of this model read the keys and values of earlier ones, and mlx-lm cannot do that from "
+                "a quantised KV cache, in one process either.",
+                "Leave kv_bits away.",
+            )
         if any("Rotating" in type(part).__name__ for part in parts):
             raise OptionError(
                 f"This model's KV caches ({names}) rotate, and mlx-lm cannot quantise those.",

@@ -124,7 +124,8 @@ class Run:
         if kept is not None and self.request.reused:
             return kept.cut_to(self.request.reused)
         fresh = make_kv_cache(self.stage.model, self.request.options.max_kv_size)
-        check_kv_options(fresh, self.request.options)
+        shared = any(forward.writes for forward in self.stage.cuts.forwards.values())
+        check_kv_options(fresh, self.request.options, shared=shared)
         return fresh
 
     @property

@@ -94,12 +94,7 @@ class Stage:
         release()
         self.load_s = time.perf_counter() - began
         self.hooks = Hooks(self.model)
-        self.runs: dict[int, Run] = {}
-        self.last_kv: list[Any] = []
-        self.kept: dict[str, KeptKV] = {}
-        self.last_run: Run | None = None
-        self.laid_out: Run | None = None
-        self.reported_kv: list[Any] = []  # what the last report was about, so that its handles stay true
+        self._begin_without_runs()
         on_metal = mx.default_device() == mx.Device(mx.gpu)
         self.prefill_step_size = METAL_PREFILL_STEP if on_metal else CPU_PREFILL_STEP
         heads = int(self.config.get("num_attention_heads", 0) or 0)
@@ -109,6 +104,14 @@ class Stage:
             kv_heads=int(self.config.get("num_key_value_heads", heads) or 0),
             vocabulary=self.prompter.vocabulary,
         )
+
+    def _begin_without_runs(self) -> None:
+        self.runs: dict[int, Run] = {}
+        self.last_kv: list[Any] = []
+        self.kept: dict[str, KeptKV] = {}
+        self.last_run: Run | None = None
+        self.laid_out: Run | None = None
+        self.reported_kv: list[Any] = []  # what the last report was about, so that its handles stay true
 
     def _load(self, split: str | Sequence[int], dtype: str | None, adapter_path: str | None) -> None:
         """Build the model, take a place in it, and read what is needed there.

@@ -75,7 +75,7 @@ class MemoryStage(Stage):
         self.prefill_step_size = CHUNK
         self.hooks = Hooks(model)
         self.prompter: Any = _NoText()
-        self.runs: dict[int, Run] = {}
+        self._begin_without_runs()
 
 
 @dataclass

@@ -3,6 +3,7 @@
 The spread runs always; all cuts of all architectures with ``python -m pytest -m soak tests/engine/test_coverage.py``.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,23 @@ import pytest
 from mlx_nb.engine import run as run_module
 from mlx_nb.engine.cuts import legal_cuts
 from mlx_nb.engine.loading import build_model
-from mlx_nb.engine.transport import Loopback
-from mlx_nb.shared.errors import ModelError, PlanError
+from mlx_nb.engine.transport import Loopback, LoopbackWorld
+from mlx_nb.shared.errors import ModelError, OptionError, PlanError
 from mlx_nb.shared.legal import choose_counts
 from mlx_nb.shared.plan import split_evenly
+from mlx_nb.shared.request import GenerateOptions, RunRequest
 from tests.engine.architectures import CONFIGS, METAL, NOT_RUN, REFUSED, WINDOW, build_blank, installed
-from tests.engine.in_memory import CHUNK, PROMPT, Ranks, difference, one_process, splits_of
+from tests.engine.in_memory import (
+    CHUNK,
+    PROMPT,
+    Greedy,
+    MemoryStage,
+    Ranks,
+    difference,
+    drive,
+    one_process,
+    splits_of,
+)
 
 # Below the window, so that a ring is seen before it is full.
 SMALL = 3
@@ -111,6 +123,36 @@ def test_a_model_file_that_ends_the_process_does_not_end_the_rank(tmp_path: Path
 
     with pytest.raises(ModelError, match="needs a package that is not installed"):
         build_model(tmp_path, trust_remote_code=False)
+
+
+def test_layers_without_attention_leave_their_kv_caches_alone_and_that_is_said() -> None:
+    ranks = Ranks.of("nemotron-nas", 2)
+    half = ranks.cuts.num_layers // 2
+    world = LoopbackWorld(2)
+    stages = [
+        MemoryStage(model, transport, [half, ranks.cuts.num_layers - half], ranks.cuts)
+        for model, transport in zip(ranks.models, world.transports(), strict=False)
+    ]
+    request = RunRequest(run_id=1, tokens=PROMPT, options=GenerateOptions(max_tokens=2))
+    runs = [stage.open_run(request) for stage in stages]
+    runs[-1]._sampler = Greedy()
+    drive(runs)
+    for stage in stages:
+        stage.close()
+    parts = [stage.kv_report() for stage in stages]
+
+    whole = replace(parts[1], entries=tuple(entry for part in parts for entry in part.entries))
+    assert {entry.unused for entry in whole.entries} == {False, True}
+    assert whole.headline == ""
+
+
+def test_quantised_kv_caches_that_layers_share_are_refused_with_the_reason() -> None:
+    ranks = Ranks.of("afm7", 2)
+    stage = MemoryStage(ranks.models[0], LoopbackWorld(2).transports()[0], [5, 2], ranks.cuts)
+
+    with pytest.raises(OptionError, match="read the keys and values of earlier ones"):
+        stage.open_run(RunRequest(run_id=1, tokens=PROMPT, options=GenerateOptions(kv_bits=8)))
+    stage.open_run(RunRequest(run_id=2, tokens=PROMPT, options=GenerateOptions()))  # the control
 
 
 # Controls: what the suite must notice -----------------------------------------------------------------

@@ -4,6 +4,8 @@ import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import (
     ArraysCache,
+    BatchKVCache,
+    BatchRotatingKVCache,
     CacheList,
     ChunkedKVCache,
     ConcatenateKVCache,
@@ -20,6 +22,15 @@ def write(entry, start: int, stop: int, width: int = 4):
     """Feed the positions start to stop at once, each key filled with its own position."""
     keys = mx.broadcast_to(
         mx.arange(start, stop, dtype=mx.float32)[None, None, :, None], (1, 2, stop - start, width)
+    )
+    entry.update_and_fetch(keys, keys)
+    return entry
+
+
+def write_rows(entry, start: int, stop: int):
+    """The same for a batch of two rows, each key filled with its own slot."""
+    keys = mx.broadcast_to(
+        mx.arange(start, stop, dtype=mx.float32)[None, None, :, None], (2, 2, stop - start, 4)
     )
     entry.update_and_fetch(keys, keys)
     return entry
@@ -92,6 +103,78 @@ def test_a_chunked_entry_starts_where_its_front_was_cut() -> None:
     assert positions(entry)[-1] == 6
 
 
+def test_a_batch_counts_its_rows_and_reads_its_padding_too() -> None:
+    entry = write_rows(write_rows(BatchKVCache([1, 3]), 0, 6), 6, 7)
+
+    report = read_entry(entry, rank=0, layer=0, place=0, expected=6)
+
+    assert (report.rows, report.left_padding, report.offset) == ((6, 4), (1, 3), 6)
+    assert list(report.positions) == held(entry) == list(range(7))
+    assert report.buffers[0].shape == (2, 2, 7, 4)
+    assert report.detail == "rows [6, 4] · padding [1, 3]"
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 5, 12])
+def test_a_batch_that_rotates_tells_which_slot_lies_where(steps: int) -> None:
+    entry = write_rows(BatchRotatingKVCache(8, [1, 3]), 0, 6)
+    for slot in range(6, 6 + steps):
+        write_rows(entry, slot, slot + 1)
+
+    report = read_entry(entry, rank=0, layer=0, place=0, expected=6 + steps)
+
+    assert list(report.positions) == held(entry)
+    assert report.rows == (5 + steps, 3 + steps)
+    assert report.capacity == 8
+    assert report.ring_at == entry._idx
+
+
+def test_a_window_that_counts_rows_of_its_own_shows_the_last() -> None:
+    from mlx_lm.models.deepseek_v41 import LayerCache
+
+    entry = LayerCache(window_size=4)
+    for start, stop in ((0, 7), (7, 8)):
+        entry.update_window(mx.arange(start, stop, dtype=mx.float32)[None, :, None])
+
+    report = read_entry(entry, rank=0, layer=0, place=0, expected=8)
+
+    assert list(report.positions) == [int(k) for k in entry.window[0, :, 0].tolist()] == [4, 5, 6, 7]
+    assert (report.offset, report.capacity, report.trimmable) == (8, 4, False)
+    assert [buffer.name for buffer in report.buffers] == ["window"]
+
+
+def test_a_ring_inside_a_tree_shows_where_it_writes() -> None:
+    ring = RotatingKVCache(max_size=8, keep=2)
+    for position in range(20):
+        write(ring, position, position + 1)
+    entry = CacheList(ArraysCache(size=1), ring)
+
+    report = read_entry(entry, rank=0, layer=0, place=0, expected=20)
+
+    assert (report.ring_at, report.kept, report.capacity) == (ring._idx, 2, 8)
+    assert list(report.positions) == held(ring)
+
+
+def test_every_class_of_mlx_lm_is_read_here() -> None:
+    from mlx_lm.models import cache
+
+    found = {
+        name
+        for name, kind in vars(cache).items()
+        if isinstance(kind, type) and issubclass(kind, cache._BaseCache) and not name.startswith("_")
+    }
+    assert found == {
+        "ArraysCache",
+        "BatchKVCache",
+        "BatchRotatingKVCache",
+        "CacheList",
+        "ChunkedKVCache",
+        "ConcatenateKVCache",
+        "KVCache",
+        "QuantizedKVCache",
+        "RotatingKVCache",
+    }
+
+
 def test_states_without_positions_say_so() -> None:
     entry = ArraysCache(size=2)
     entry[0] = mx.zeros((1, 3, 8))
@@ -131,6 +214,19 @@ def test_the_report_prints_as_promised() -> None:
         " 0     0–1     KVCache  44      256       [1,2,44,4]  0.0/0.0 MiB",
         " 1     2–3     KVCache  43 ←    256       [1,2,43,4]  0.0/0.0 MiB",
     ]
+
+
+def test_an_entry_that_is_never_written_is_no_disagreement_and_one_that_was_lost_is() -> None:
+    full = [read_entry(write(KVCache(), 0, 9), rank=0, layer=i, place=i, expected=9) for i in (0, 2)]
+    lost = read_entry(KVCache(), rank=0, layer=1, place=1, expected=9)
+    left = read_entry(KVCache(), rank=0, layer=1, place=1, expected=9, unused=True)
+
+    def report(entry) -> KVReport:
+        return KVReport(prompt_tokens=9, generated_tokens=0, entries=(full[0], entry, full[1]))
+
+    assert report(lost).headline == "OFFSETS DIFFER: layer 1 is 9 behind the others"
+    assert report(left).headline == ""
+    assert "never written" in str(report(left))
 
 
 def test_one_layer_that_lags_is_named_and_agreement_has_no_headline() -> None:
