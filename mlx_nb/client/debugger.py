@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from mlx_nb.client.current import current
 from mlx_nb.client.generation import Generation
-from mlx_nb.client.looking import Looking
+from mlx_nb.client.going_back import GoingBack
 from mlx_nb.shared.breaks import Break
 from mlx_nb.shared.errors import MlxNbError, OptionError, RunError, RunFinished
 from mlx_nb.shared.ids import LayerIndex, Rank
@@ -32,7 +32,7 @@ INTERRUPT_TIMEOUT_S = 60.0
 OnChange = Callable[["Debugger"], None]
 
 
-class Debugger(Looking):
+class Debugger(GoingBack):
     """A run that is stepped. Made by `Pipe.debug`; use it as a context manager to be sure it closes.
 
     Attributes:
@@ -75,6 +75,7 @@ class Debugger(Looking):
         self._hops: dict[Rank, Position] = {}
         self._tokens: PromptTokens | None = None
         self._pieces: list[str] = []
+        self._trail: list[Position] = []
         if begin:
             self._begin()
 
@@ -161,6 +162,7 @@ class Debugger(Looking):
             self.gen = self.pipe.last = Generation(list(request.tokens))
             self._request, self.done, self.closed = request, False, False
             self._active, self._ranks, self._hops, self._pieces = Rank(0), {}, {}, []
+            self._trail = []
             current.dbg = self
             self._begin()
             return self._arrive(self.position)
@@ -181,7 +183,9 @@ class Debugger(Looking):
                 num_ranks=self.pipe.num_ranks,
                 **target,
             )
-            return self._arrive(self._go(stride))
+            found = self._go(stride)
+            self._trail.append(here)
+            return self._arrive(found)
 
     def _go(self, stride: Stride, *, breaks: bool = True) -> Position:
         """Let the ranks go on, one after another, until one stands still or the run ends."""

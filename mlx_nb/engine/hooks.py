@@ -15,6 +15,8 @@ from mlx_nb.engine.layers import named_modules
 from mlx_nb.engine.stubs import stub_class
 
 _PATH = "_mlx_nb_path"
+_USERS = "_mlx_nb_users"
+_HOOKED = "_mlx_nb_unhooked"
 
 
 class Hooks:
@@ -36,6 +38,10 @@ class Hooks:
                 continue  # a module reachable by two paths keeps its first name
             seen.add(id(module))
             self._before.append((module, type(module)))
+            users = getattr(module, _USERS, 0)
+            object.__setattr__(module, _USERS, users + 1)
+            if users:
+                continue  # two models may share a module: mlx-lm's experts share one default activation
             object.__setattr__(module, _PATH, path)
             base = getattr(type(module), "_mlx_nb_base", None)
             # A stub stays outermost: layers of other ranks are never reported, a hop comes after the exit.
@@ -47,7 +53,11 @@ class Hooks:
         self._users -= 1
         if self._users == 0:
             for module, cls in self._before:
-                module.__class__ = cls
+                users = getattr(module, _USERS) - 1
+                object.__setattr__(module, _USERS, users)
+                if users == 0:
+                    # Whoever came second found it hooked; its class is the one below the hook.
+                    module.__class__ = getattr(cls, _HOOKED, cls)
             self._before.clear()
 
 
@@ -62,4 +72,4 @@ def hooked_class(base: Any) -> type:
             return base.__call__(self, *args, **kwargs)
         return probe.call(self, getattr(self, _PATH), base, args, kwargs)
 
-    return type(base.__name__, (base,), {"__call__": call, "__module__": base.__module__})
+    return type(base.__name__, (base,), {"__call__": call, "__module__": base.__module__, _HOOKED: base})

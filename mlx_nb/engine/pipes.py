@@ -28,10 +28,10 @@ from mlx_nb.shared.errors import NoModelError, RunError
 from mlx_nb.shared.kept import KeptState
 from mlx_nb.shared.kv_report import KVReport
 from mlx_nb.shared.loaded import LoadedShard
-from mlx_nb.shared.outcome import Outcome
+from mlx_nb.shared.outcome import Outcome, Past
 from mlx_nb.shared.position import Argument
 from mlx_nb.shared.request import Prompt, RunRequest
-from mlx_nb.shared.strides import Stride
+from mlx_nb.shared.strides import Stride, came_past
 from mlx_nb.shared.tokens import PromptTokens
 
 PIPES: dict[str, Stage] = {}
@@ -227,6 +227,49 @@ def post_mortem(pipe_id: str) -> tuple[RunRequest, Outcome] | None:
     return run.request, DRIVER.account(run)
 
 
+def past(pipe_id: str, run_id: int) -> Past:
+    """Which passes of a run this rank could begin again, and what remembering them costs."""
+    stage = stage_of(pipe_id)
+    run = stage.runs.get(run_id, stage.last_run)
+    if run is None or run.request.run_id != run_id:
+        return Past()
+    history = run.history
+    return Past(
+        known=True,
+        passes=tuple(sorted(history.snapshots)),
+        size_bytes=history.size_bytes,
+        budget_bytes=history.budget_bytes,
+    )
+
+
+def ticks(pipe_id: str, run_id: int, index: int, stride: Stride) -> list[tuple[int, int]] | None:
+    """The stops of a pass on this rank at which a stride backwards would end, each with the pass's first token.
+
+    None if the pass was not kept.
+    """
+    stage = stage_of(pipe_id)
+    run = stage.runs.get(run_id, stage.last_run)
+    if run is None or run.request.run_id != run_id or index not in run.log:
+        return None
+    return [(event.tick, event.start) for event in run.log[index] if came_past(stride, event)]
+
+
+def rewind(
+    pipe_id: str, run_id: int, new_id: int, index: int, place: tuple[int, int, int], keep: bool = False
+) -> tuple[tuple[int, ...], str]:
+    """Stand before a pass again, under another id; the tokens by then, and their text. Called on all ranks."""
+    run = stage_of(pipe_id).rewind(run_id, new_id, index, place, keep=keep)
+    return tuple(run.tokens[len(run.request.tokens) :]), run.text
+
+
+def trim(
+    pipe_id: str, run_id: int, new_id: int, index: int, fed: int, generated: Sequence[int], count: int
+) -> tuple[tuple[int, ...], str]:
+    """A run without the last tokens that it was fed, under another id; the tokens left, and their text."""
+    run = stage_of(pipe_id).trim(run_id, new_id, index, fed, generated, count)
+    return tuple(run.tokens[len(run.request.tokens) :]), run.text
+
+
 def close_run(pipe_id: str, run_id: int) -> None:
     """Leave a run, wherever it stands."""
     if pipe_id in PIPES:
@@ -362,6 +405,10 @@ CALLS: dict[str, Callable[..., Any]] = {
         close_run,
         lay_out,
         post_mortem,
+        past,
+        ticks,
+        rewind,
+        trim,
         value,
         evaluate,
         frame_locals,

@@ -10,13 +10,16 @@ import mlx.core as mx
 from mlx_nb.engine.breaking import Breaks
 from mlx_nb.engine.pytree import Tree
 from mlx_nb.engine.source import calling_frame
-from mlx_nb.engine.stop import Stop
+from mlx_nb.engine.stop import Stop, replace_first
 from mlx_nb.engine.transport import Arrival
 from mlx_nb.shared.position import INPUT, OUTPUT, RECV, SEND, Frame
 from mlx_nb.shared.strides import Event, Stride, advance
 
 if TYPE_CHECKING:
     from mlx_nb.engine.run import Run
+
+
+LOGGED_PASSES = 8
 
 
 class Probe:
@@ -33,6 +36,7 @@ class Probe:
         self.breaks = Breaks(run)
         self.interrupted: Callable[[], bool] = lambda: False
         self._ticks = 0
+        self._log: list[Event] = []
         self._stack: list[Frame] = []
         self._calls: Counter[str] = Counter()
         self._open = False
@@ -45,6 +49,12 @@ class Probe:
         self._open = self.run.stage.shard.is_first
         self._begun = False
         self._ticks = 0
+        now = self.run.current
+        assert now is not None  # the pass that begins
+        log = self.run.log
+        self._log = log[now.index] = []
+        for old in sorted(log)[:-LOGGED_PASSES]:
+            del log[old]
 
     def call(self, module: Any, path: str, base: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A module's call: stop before it, run it, stop after it."""
@@ -98,7 +108,7 @@ class Probe:
         now = self.run.current
         assert now is not None  # hooks only run inside a pass
         self._ticks += 1
-        return Event(
+        event = Event(
             kind=kind,
             module=path,
             depth=depth,
@@ -110,8 +120,12 @@ class Probe:
             stop=now.stop,
             tick=self._ticks,
         )
+        self._log.append(event)
+        return event
 
     def _consider(self, stop: Stop) -> None:
+        if self.run.edits and (edit := self.run.edits.get(self.run.place_of(stop.event))) is not None:
+            replace_first(stop, edit)  # on the way to a place behind it once more
         halt, self.stride = advance(self.stride, stop.event)
         if self.breaks.armed and (about := self.breaks.meet(stop)):
             halt, stop.about = True, about

@@ -16,6 +16,7 @@ import numpy as np
 from mlx_nb.engine.clock import Clock
 from mlx_nb.engine.context import ACTIVE
 from mlx_nb.engine.crossing import Crossing
+from mlx_nb.engine.history import History, Snapshot, restore
 from mlx_nb.engine.kv import (
     KVEntry,
     advance_ghost,
@@ -36,11 +37,16 @@ from mlx_nb.engine.transport import Arrival
 from mlx_nb.shared.ids import LayerIndex
 from mlx_nb.shared.position import KVOffset
 from mlx_nb.shared.request import RunRequest
+from mlx_nb.shared.strides import Event
 from mlx_nb.shared.timeline import COMPUTE, SEND, WAIT
 
 if TYPE_CHECKING:
     from mlx_nb.engine.probe import Probe
     from mlx_nb.engine.stage import Stage
+
+
+Place = tuple[int, int, int]
+"""A stop in a run: its pass, its rank, its number there. They sort as they come."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,10 +92,23 @@ class Run:
         clock: When this rank computed, waited and sent.
         stop: Where it stands; None where it does not stand at a site.
         fallen: Where its pass raised.
+        history: What it was before each pass, as long as it is stepped.
+        log: The events of the last passes.
+        edits, forced: Values that were put in at stops, and tokens put in place of sampled ones.
         patience: How long its waits take.
     """
 
-    def __init__(self, stage: "Stage", request: RunRequest) -> None:
+    def __init__(
+        self, stage: "Stage", request: RunRequest, before: "Run | None" = None, index: int = 0
+    ) -> None:
+        """A run from its start, or from a pass of another one.
+
+        Args:
+            stage: This rank's share.
+            request: What is asked for.
+            before: The run whose past this one shares up to pass `index`.
+            index: A pass that `before` has a snapshot of; 0 is always possible.
+        """
         self.stage = stage
         self.request = request
         self.tokens = list(request.tokens)
@@ -102,6 +121,7 @@ class Run:
         self.patience = Patience()
         self.rows: list[np.ndarray] = []
         self.current: Pass | None = None
+        self._next_index = 0
         self.wait_began: float | None = None
         self.stop: Stop | None = None
         self.fallen: Stop | None = None
@@ -116,6 +136,15 @@ class Run:
         # A rank alone owns all of it, also where a model never calls its layers.
         self._owned = set(range(len(self.kv))) if stage.size == 1 else set()
         self._sampler = Sampler(request.options) if stage.shard.is_last else None
+        self.first_seed = self.seed
+        self.history = History()
+        # The events of the last passes, and what was changed in them: both by pass.
+        self.log: dict[int, list[Event]] = {}
+        self.edits: dict[Place, mx.array] = {}
+        self.forced: dict[Place, int] = {}
+        self._resume: Snapshot | None = None
+        if before is not None:
+            self._take_over(before, index)
         self.greenlet = greenlet.greenlet(self._body)
 
     def _kv_to_go_on_with(self) -> list[KVEntry]:
@@ -133,12 +162,44 @@ class Run:
         """The places in `kv` that hold data on this rank."""
         return self._owned
 
+    def _take_over(self, before: "Run", index: int) -> None:
+        """Be what another run was before a pass."""
+        self.first_seed = before.first_seed
+        if self._sampler is not None:
+            self._sampler.seed = self.first_seed
+        self.log = {place: events for place, events in before.log.items() if place < index}
+        self.edits, self.forced = dict(before.edits), dict(before.forced)
+        self.layer_places, self._owned = dict(before.layer_places), set(before._owned)
+        snapshot = before.history.snapshots.get(index)
+        if snapshot is None:
+            return
+        self.resume_at(snapshot, restore(snapshot, before.kv))
+        self.history = before.history.until(index)
+
+    def resume_at(self, snapshot: Snapshot, kv: list[KVEntry]) -> None:
+        """Begin before a pass, with these KV caches."""
+        self._resume, self.kv = snapshot, kv
+        self.tokens, self.passes = list(snapshot.tokens), list(snapshot.passes)
+        self._next_index = snapshot.index
+        if self._sampler is not None:
+            self._sampler.seed = snapshot.seed
+        for token in self.tokens[len(self.request.tokens) :]:
+            self._out.add(token, "")
+
+    @property
+    def seed(self) -> int:
+        """The sampler's random state; 0 on ranks that do not sample."""
+        return self._sampler.seed if self._sampler is not None else 0
+
     # The body -----------------------------------------------------------------------------------
 
     def _body(self) -> None:
         ACTIVE.set(self)
         self._began = time.perf_counter()
-        logits = self._prefill()
+        if self._resume is not None and self._resume.phase == "decode":
+            logits = self._forward(len(self.tokens) - 1, len(self.tokens), "decode", final=True)
+        else:
+            logits = self._prefill(self._resume.start if self._resume else 0)
         if self.request.kind == "logits":
             return
         while True:
@@ -154,10 +215,14 @@ class Run:
                 self._end_pass()
             logits = self._forward(len(self.tokens) - 1, len(self.tokens), "decode", final=True)
 
-    def _prefill(self) -> mx.array | None:
+    def _prefill(self, begin: int = 0) -> mx.array | None:
+        """Feed the prompt, from a token on."""
         total = len(self.request.tokens)
         logits = None
         for start, stop in self._chunks(total):
+            if stop <= begin:
+                continue
+            start = max(start, begin)
             logits = self._forward(start, stop, "prefill", final=stop == total)
             self.stage.on_prefill(self, stop, total)
             if stop < total:
@@ -178,8 +243,11 @@ class Run:
 
     def _forward(self, start: int, stop: int, phase: str, *, final: bool) -> mx.array | None:
         """One pass; on the last rank the last position's logits ``[1, V]``, if they are needed."""
-        index = self.current.index + 1 if self.current else 0
+        index = self._next_index
+        self._next_index += 1
         began = time.perf_counter()
+        if self.probe:
+            self.history.take(self, index, phase, start)
         self.clock.begin_pass(index, phase, start, stop)
         crossing = self.stage.crossing(self.kv)
         self.current = Pass(
@@ -218,6 +286,7 @@ class Run:
             return int(token), "", str(finish)
         assert logits is not None  # the last rank's final pass always makes them
         token = self._sampler.pick(logits, self.tokens[self.request.reused :])
+        token = next((t for at, t in self.forced.items() if at[0] == self._pass().index), token)
         generated = len(self.tokens) + 1 - len(self.request.tokens)
         finish = ""
         if token in self.request.stop_ids:
@@ -249,6 +318,15 @@ class Run:
     def value(self) -> mx.array | None:
         """The first array where the run stands; None where it does not stand at one."""
         return first_array(self.stop) if self.stop else None
+
+    def place_of(self, event: Event) -> Place:
+        """An event's place in the run."""
+        return self._pass().index, event.rank, event.tick
+
+    def forget_from(self, place: Place) -> None:
+        """Drop what was changed at a place or behind it."""
+        self.edits = {at: array for at, array in self.edits.items() if at < place}
+        self.forced = {at: token for at, token in self.forced.items() if at < place}
 
     def _end_pass(self) -> None:
         """Let the engine's main loop look up: at an interrupt, another rank's abort, or whose turn it is."""

@@ -19,6 +19,9 @@ class Sampler:
 
     mlx-lm's samplers draw from MLX's global random state. This one puts the run's own state in its
     place for the draw, so that a stopped stepper and a generate leave each other's tokens alone.
+
+    Attributes:
+        seed: The run's random state, as the seed that brings it about.
     """
 
     def __init__(self, options: GenerateOptions) -> None:
@@ -36,7 +39,7 @@ class Sampler:
         )
         self._processors: list[Processor] = [*built_in, *map(_guarded, options.logits_processors)]
         self._draws = options.temp > 0
-        self._seed = options.seed if options.seed is not None else secrets.randbits(32)
+        self.seed = options.seed if options.seed is not None else secrets.randbits(32)
 
     def pick(self, logits: mx.array, history: list[int]) -> int:
         """The next token.
@@ -53,10 +56,10 @@ class Sampler:
         if not self._draws:
             return _as_int(self._sample(logprobs))
         others = _state_as_seed()
-        mx.random.seed(self._seed)
+        mx.random.seed(self.seed)
         try:
             token = _as_int(self._sample(logprobs))
-            self._seed = _state_as_seed()
+            self.seed = _state_as_seed()
         finally:
             mx.random.seed(others)
         return token

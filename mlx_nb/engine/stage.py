@@ -16,6 +16,7 @@ from mlx.utils import tree_unflatten
 from mlx_nb.engine.adapters import Adapter
 from mlx_nb.engine.crossing import Crossing
 from mlx_nb.engine.cuts import Cuts, legal_cuts
+from mlx_nb.engine.history import trimmed
 from mlx_nb.engine.hooks import Hooks
 from mlx_nb.engine.kept import KeptKV, keep
 from mlx_nb.engine.kv import state_arrays
@@ -34,10 +35,11 @@ from mlx_nb.engine.loading import (
 from mlx_nb.engine.memory import release
 from mlx_nb.engine.needed import files_of_share
 from mlx_nb.engine.own_code import check_code
+from mlx_nb.engine.probe import Probe
 from mlx_nb.engine.prompt import Prompter
 from mlx_nb.engine.provenance import Provenance
 from mlx_nb.engine.pytree import like
-from mlx_nb.engine.run import Run
+from mlx_nb.engine.run import Place, Run
 from mlx_nb.engine.stubs import install_stubs
 from mlx_nb.engine.summary import Sizes
 from mlx_nb.engine.transfer import as_numpy
@@ -260,6 +262,49 @@ class Stage:
         run = Run(self, request)
         self.runs[request.run_id] = run
         return run
+
+    def rewind(self, run_id: int, new_id: int, index: int, place: Place, *, keep: bool = False) -> Run:
+        """Another run, which shares a run's past up to a pass.
+
+        Args:
+            run_id: The run; also one that has ended, as long as no other has ended since.
+            new_id: The new one's id.
+            index: The pass that it stands before.
+            place: Where it will go; what was changed there or behind is dropped.
+            keep: Whether the old one stays open.
+
+        Raises:
+            RunError: The run's past is gone.
+        """
+        known = self.runs.get(run_id, self.last_run)
+        if known is None or known.request.run_id != run_id:
+            raise RunError(f"Rank {self.rank} has forgotten this run.", "Begin it again: dbg.restart()")
+        request = replace(known.request, run_id=new_id, kept="")
+        if index not in known.history.snapshots:
+            request = replace(request, reused=0)  # from the very start, with empty KV caches
+        made = Run(self, request, known, index)
+        made.forget_from(place)
+        made.probe = Probe(made)
+        self.hooks.acquire()
+        self.runs[new_id] = made
+        if not keep:
+            self.close_run(run_id)
+        return made
+
+    def trim(
+        self, run_id: int, new_id: int, index: int, fed: int, generated: Sequence[int], count: int
+    ) -> Run:
+        """Another run, which shares a run's past but for its last tokens; the old one stays open. Raises as `trimmed`."""
+        known = self.run(run_id)
+        snapshot, kv = trimmed(known, index, fed, generated, count)
+        made = Run(self, replace(known.request, run_id=new_id, kept=""), known, -1)
+        made.resume_at(snapshot, kv)
+        made.history = known.history.until(snapshot.index - 1)
+        made.forget_from((snapshot.index, 0, 0))
+        made.probe = Probe(made)
+        self.hooks.acquire()
+        self.runs[new_id] = made
+        return made
 
     def run(self, run_id: int) -> Run:
         """An open run.

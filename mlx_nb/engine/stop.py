@@ -58,3 +58,44 @@ def first_array(stop: Stop) -> mx.array | None:
 def size_of(value: Tree) -> int:
     """Bytes of all arrays of a value that crosses."""
     return sum(array.nbytes for array in arrays_in(value))
+
+
+def replace_first(stop: Stop, array: mx.array) -> None:
+    """Put another array where `first_array` finds one; the pass goes on with it."""
+    if stop.event.kind != INPUT:
+        stop.value = _with_first(stop.value, array)[0]
+        return
+    args = list(stop.args)
+    for place, value in enumerate(args):
+        if isinstance(value, mx.array):
+            args[place] = array
+            stop.args = tuple(args)
+            return
+    for name, value in stop.kwargs.items():
+        if isinstance(value, mx.array):
+            stop.kwargs = {**stop.kwargs, name: array}
+            return
+
+
+def _with_first(tree: Tree, array: mx.array) -> tuple[Tree, bool]:
+    """A tree with its first array replaced, and whether there was one."""
+    if isinstance(tree, mx.array):
+        return array, True
+    items = (
+        list(tree.items())
+        if isinstance(tree, dict)
+        else list(enumerate(tree))
+        if isinstance(tree, list | tuple)
+        else []
+    )
+    for place, (_, item) in enumerate(items):
+        changed, done = _with_first(item, array)
+        if done:
+            items[place] = (items[place][0], changed)
+            if isinstance(tree, dict):
+                return dict(items), True
+            values = [value for _, value in items]
+            if isinstance(tree, list):
+                return values, True
+            return (type(tree)(*values) if hasattr(tree, "_fields") else tuple(values)), True
+    return tree, False

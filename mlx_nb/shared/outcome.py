@@ -50,3 +50,20 @@ class Outcome:
     passes: tuple[tuple[str, int, float], ...] = ()
     times: RankTimes = field(default_factory=RankTimes)
     logits: np.ndarray | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Past:
+    """How far back a run can go on one rank.
+
+    Attributes:
+        known: Whether the rank still knows the run.
+        passes: The passes that it could begin again; from the first it always can.
+        size_bytes: What remembering them costs.
+        budget_bytes: What it may cost; the oldest are dropped.
+    """
+
+    known: bool = False
+    passes: tuple[int, ...] = ()
+    size_bytes: int = 0
+    budget_bytes: int = 0

@@ -57,6 +57,7 @@ class Stride:
         num_ranks: Ranks in the pipeline: with one there is no crossing to wait for.
         site: For ``until``: a site or a glob over sites, already spelled as `Event.site`.
         layer, rank, token: For ``until``: a layer's entry, any stop on a rank, the pass with a token.
+        tick: For ``place``: the stop of this number, on `rank`, in the pass that begins with `token`.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Stride:
     layer: int = -1
     rank: int = -1
     token: int = -1
+    tick: int = -1
 
 
 def advance(stride: Stride, event: Event) -> tuple[bool, Stride]:
@@ -102,7 +104,24 @@ def _matches(stride: Stride, event: Event) -> bool:
             return event.begins_pass
         case "until":
             return _is_target(stride, event)
+        case "place":
+            if event.start > stride.token:
+                return event.begins_pass  # too far: it was not there
+            return (event.start, event.rank, event.tick) == (stride.token, stride.rank, stride.tick)
     return False  # run and cont stop only at breakpoints
+
+
+def came_past(stride: Stride, event: Event) -> bool:
+    """Whether a stride backwards ends at an event that came before: the mirror of `advance`."""
+    match stride.name:
+        case "over":
+            own_entry = event.module == stride.module and event.call == stride.call and event.kind == INPUT
+            if stride.kind == OUTPUT:
+                return own_entry or event.depth < stride.depth
+            return event.depth <= stride.depth
+        case "out":
+            return event.kind == INPUT and event.depth < stride.depth
+    return _matches(stride, event)
 
 
 def _is_target(stride: Stride, event: Event) -> bool:

@@ -438,6 +438,12 @@ def test_a_cell_begins_to_step_and_lines_go_on(shell: Shell, pipe: Pipe) -> None
         shell.usage_error(f"%mlx_step {wrong}")
     assert dbg.position.site == "model.layers.20.input"
     assert shell.good("%mlx_step t").result.result.where.startswith("decode 37:38 · rank 0")
+    assert shell.good("%mlx_step b").result.result.site == "model.layers.20.input"
+    assert shell.good("%mlx_step back layer 2").result.result.site == "model.layers.18.output"
+    assert shell.good("%mlx_step back restart").result.result.site == "model.embed_tokens.input"
+    for wrong in ("back sideways", "back layer x", "back until", "back into 9"):
+        shell.usage_error(f"%mlx_step {wrong}")
+    shell.good("%mlx_step t")
     assert shell.good("%mlx_step c").result.result.kind == "end"
     assert "The run has finished with 3 tokens" in shell.usage_error("%mlx_step into")
     shell.good("%mlx_step restart")

@@ -11,6 +11,7 @@ from typing import Any
 from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMatcherResult, context_matcher
 
 from mlx_nb.client.current import current
+from mlx_nb.client.going_back import BACKWARDS
 from mlx_nb.client.magics.bench import bench_parser
 from mlx_nb.client.magics.breaks import break_parser
 from mlx_nb.client.magics.chat import chat_parser
@@ -70,6 +71,8 @@ def candidates(line: str) -> Sequence[str]:
     first = len(before) == 1
     if magic == "mlx_step" and before[1:2] in (["until"], ["unt"]):
         return (*_sites(typed), "layer=", "rank=", "token=")
+    if magic == "mlx_step" and before[1:] in (["back"], ["b"]):
+        return BACKWARDS
     if magic == "mlx_break" and first:
         return _sites(typed)
     table: dict[str, Sequence[str]] = {"mlx_cluster": CLUSTER, "mlx_load": KNOWN_NAMES, "mlx_show": VIEWS}

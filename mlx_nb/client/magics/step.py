@@ -6,6 +6,7 @@ from typing import Any
 from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class, no_var_expand
 
 from mlx_nb.client.debugger import Debugger
+from mlx_nb.client.going_back import BACKWARDS
 from mlx_nb.client.magics.model import prompt_of
 from mlx_nb.client.magics.parsing import Parser, one_line_errors, one_of, parse_words, split_line
 from mlx_nb.client.magics.state import need_cluster, need_debugger, need_pipe, offer
@@ -13,14 +14,14 @@ from mlx_nb.client.options import add_generation_options, generation_options
 from mlx_nb.client.show import VIEWS, close_views, show_stepper, show_view
 from mlx_nb.shared.errors import OptionError
 
-STRIDES = ("into", "over", "out", "layer", "rank", "token", "run", "continue", "until")
+STRIDES = ("into", "over", "out", "layer", "rank", "token", "run", "continue", "until", "back")
 QUESTIONS = ("pm", "p", "where", "list", "args", "locals", "restart", "close")
 SUBCOMMANDS = (*STRIDES, *QUESTIONS)
 
 # pdb's letters, and the two that the view's keys have besides.
 LETTERS = {
     "s": "into", "n": "over", "r": "out", "c": "run", "continue": "run", "cont": "run", "unt": "until",
-    "w": "where", "l": "list", "a": "args", "q": "close", "quit": "close", "k": "rank", "t": "token",
+    "b": "back", "w": "where", "l": "list", "a": "args", "q": "close", "quit": "close", "k": "rank", "t": "token",
 }  # fmt: skip
 
 _HELP = """step through a forward pass like a program
@@ -33,7 +34,8 @@ _HELP = """step through a forward pass like a program
   %mlx_step rank (k)      the recv on the next rank
   %mlx_step token (t) [N] the start of the next pass
   %mlx_step until SITE    a site, such as layers.3.self_attn.output
-  %mlx_step run (c)       to the end
+  %mlx_step run (c)       to a breakpoint, or to the end
+  %mlx_step back (b) [STRIDE [N]]   undo the last stride; or a stride backwards: back layer, back token 3, back restart
   %mlx_step pm            after an exception in a pass: stand where it was raised
   %mlx_step p EXPR        evaluate in the model's own frame, on the rank
   %mlx_step where (w), list (l), args (a), locals, restart, close (q)"""
@@ -135,11 +137,26 @@ class StepMagics(Magics):
                 )
             site = next((item for item in rest.split() if "=" not in item), None)
             return debugger.until(site, **numbers)
+        if name == "back":
+            return self._back(debugger, rest.split())
         if name in ("layer", "token"):
             return getattr(debugger, name)(_count(rest, f"{name} ") if rest else 1)
         if rest:
             raise OptionError(f"%mlx_step {name} takes nothing, not '{rest}'.", f"Type: %mlx_step {name}")
         return getattr(debugger, name)()
+
+    def _back(self, debugger: Debugger, words: list[str]) -> Any:
+        if not words or words[0].isdigit():
+            return debugger.back(n=int(words[0]) if words else 1)
+        stride = LETTERS.get(words[0], words[0])
+        if stride == "until":
+            if len(words) != 2:
+                raise OptionError(
+                    "%mlx_step back until needs a site.", "Type: %mlx_step back until layers.3.output"
+                )
+            return debugger.back("until", site=words[1])
+        one_of(stride, BACKWARDS, "%mlx_step back")
+        return debugger.back(stride, _count(words[1], f"back {stride} ") if words[1:] else 1)
 
 
 def _count(text: str, name: str) -> int:
