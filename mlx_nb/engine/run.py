@@ -112,7 +112,7 @@ class Run:
         self.stage = stage
         self.request = request
         self.tokens = list(request.tokens)
-        self.kv = self._kv_to_go_on_with()
+        self.kv = self._kv_to_go_on_with() if before is None else self._fresh_kv()
         self.state = "running"
         self.finish = ""
         self.probe: Probe | None = None
@@ -152,6 +152,9 @@ class Run:
         kept = self.stage.kept.pop(self.request.kept, None)
         if kept is not None and self.request.reused:
             return kept.cut_to(self.request.reused)
+        return self._fresh_kv()
+
+    def _fresh_kv(self) -> list[KVEntry]:
         fresh = make_kv_cache(self.stage.model, self.request.options.max_kv_size)
         shared = any(forward.writes for forward in self.stage.cuts.forwards.values())
         check_kv_options(fresh, self.request.options, shared=shared)

@@ -279,7 +279,7 @@ class Stage:
         known = self.runs.get(run_id, self.last_run)
         if known is None or known.request.run_id != run_id:
             raise RunError(f"Rank {self.rank} has forgotten this run.", "Begin it again: dbg.restart()")
-        request = replace(known.request, run_id=new_id, kept="")
+        request = replace(known.request, run_id=new_id)
         if index not in known.history.snapshots:
             request = replace(request, reused=0)  # from the very start, with empty KV caches
         made = Run(self, request, known, index)
@@ -297,7 +297,7 @@ class Stage:
         """Another run, which shares a run's past but for its last tokens; the old one stays open. Raises as `trimmed`."""
         known = self.run(run_id)
         snapshot, kv = trimmed(known, index, fed, generated, count)
-        made = Run(self, replace(known.request, run_id=new_id, kept=""), known, -1)
+        made = Run(self, replace(known.request, run_id=new_id), known, -1)
         made.resume_at(snapshot, kv)
         made.history = known.history.until(snapshot.index - 1)
         made.forget_from((snapshot.index, 0, 0))
