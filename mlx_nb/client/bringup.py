@@ -152,8 +152,7 @@ def _start_engines(running: Running, deadline_s: float, tell: Progress) -> None:
     count = running.record.spec.ranks
     running.loop.run(running.launched.start_engines(count), _left(deadline_s))
     logs.keep(Path(running.launched.engine_set.output_file), running.record.folder, logs.MPIRUN_FILE)
-    mpirun = identify(running.launched.engine_set.pid, "mpirun")
-    running.note(mpirun)
+    running.note(identify(running.launched.engine_set.pid, "mpirun"))
     running.client = connect(running.record.folder, running.record.name, _left(deadline_s))
     tell("controller", 1, 1)
     told = -1
@@ -161,12 +160,19 @@ def _start_engines(running: Running, deadline_s: float, tell: Progress) -> None:
         if found != told:
             tell("engines", found, count)
             told = found
-        if not mpirun.alive:
-            raise _EndedError("mpirun ended before the ranks were up.")
+        _check_around(running)
         if time.monotonic() > deadline_s:
             raise TimeoutError
         time.sleep(0.02)
     tell("engines", count, count)
+
+
+def _check_around(running: Running) -> None:
+    """Raise if mpirun or the controller has ended: nobody would answer any more."""
+    for role, name in (("mpirun", "mpirun"), ("controller", "the controller")):
+        process = running.process(role)
+        if process and not process.alive:
+            raise _EndedError(f"{name} ended before the ranks were up.")
 
 
 def _greet(running: Running, deadline_s: float, tell: Progress) -> None:
@@ -175,7 +181,9 @@ def _greet(running: Running, deadline_s: float, tell: Progress) -> None:
     count = running.record.spec.ranks
     tell("ranks", 0, count)
     engines = [EngineId(i) for i in running.client.ids]
-    answers: dict[EngineId, Hello] = ask(running.client, engines, "hello", _left(deadline_s))
+    answers: dict[EngineId, Hello] = ask(
+        running.client, engines, "hello", _left(deadline_s), lambda: _check_around(running)
+    )
     check_world(answers, count)
     running.table = {
         said.rank: RankInfo(

@@ -4,6 +4,7 @@ import os
 import secrets
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from mlx_nb.client.current import current
 from mlx_nb.client.generation import Generation, Piece
 from mlx_nb.client.processors import read_options
 from mlx_nb.client.streaming import FreeRun
-from mlx_nb.shared.errors import ClusterError, NoModelError, OptionError, PromptError
+from mlx_nb.shared.errors import ClusterError, MlxNbError, NoModelError, OptionError, PromptError
 from mlx_nb.shared.ids import Rank
 from mlx_nb.shared.kv_report import KVReport
 from mlx_nb.shared.loaded import LoadedShard
@@ -85,8 +86,9 @@ class Pipe:
             pending = self.submit_all("load", self.name, on_event=on_event, **self._wishes)
             self._shards = remote.wait(pending)
         except BaseException:
-            if not remote.ended and not remote.lost():
-                remote.call_all("unload", self.pipe_id, timeout_s=UNLOAD_TIMEOUT_S)
+            if not remote.ended and not remote.out_of_reach():
+                with suppress(MlxNbError):  # what went wrong first is what the user needs to read
+                    remote.call_all("unload", self.pipe_id, timeout_s=UNLOAD_TIMEOUT_S)
             raise
         self._unloaded = False
         self.plan = self._make_plan()

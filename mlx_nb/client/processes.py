@@ -41,6 +41,18 @@ class ProcessId:
     def alive(self) -> bool:
         return self.find() is not None
 
+    @property
+    def stopped(self) -> bool:
+        """Whether it is there and stands still, by SIGSTOP or in a debugger's hands."""
+        process = self.find()
+        try:
+            return process is not None and process.status() in (
+                psutil.STATUS_STOPPED,
+                psutil.STATUS_TRACING_STOP,
+            )
+        except psutil.Error:
+            return False
+
     def memory_bytes(self) -> int:
         """Resident memory, 0 if the process ended."""
         process = self.find()

@@ -35,6 +35,9 @@ SLICE_S = 0.1
 GRACE_S = 2.0
 """How long a wait goes on once a rank is lost or has failed: time for the others to report what they saw."""
 
+SILENT_S = 11.0
+"""How long a stopped process may be waited for. A run's other ranks notice after 10 s, and know at which token."""
+
 OnEvent = Callable[[Rank, dict[str, Any]], None]
 
 
@@ -63,6 +66,9 @@ class Watch(Protocol):
     """Knows which ranks are gone."""
 
     def lost(self) -> set[Rank]: ...
+
+    def stopped(self) -> set[Rank]:
+        """Ranks whose process stands still."""
 
     def name(self, rank: Rank) -> str:
         """How errors name a rank: ``Rank 1 (mini2, layers 14–27)``."""
@@ -182,6 +188,10 @@ class Remote:
         """Ranks that are gone; none once the cluster has been stopped."""
         return set() if self.ended or self.watch is None else self.watch.lost()
 
+    def out_of_reach(self) -> set[Rank]:
+        """Ranks that will not answer now: lost ones, and those whose process stands still."""
+        return self.lost() | (self.watch.stopped() if self.watch else set())
+
     def interrupt(self, timeout_s: float = 5.0) -> None:
         """Interrupt what the ranks run, as Ctrl-C would; returns when the signals were delivered.
 
@@ -201,6 +211,7 @@ class Remote:
         """Return when all calls are done, or some will never be."""
         began_s = time.monotonic()
         give_up_s = float("inf")
+        stopped: dict[Rank, float] = {}
         while waiting := [one for one in pending if not one.done]:
             waiting[0].result.wait(SLICE_S)
             now_s = time.monotonic()
@@ -210,14 +221,18 @@ class Remote:
                 give_up_s = min(give_up_s, now_s + GRACE_S)
             if now_s > give_up_s:
                 return
+            standing = self.watch.stopped() if self.watch else set()
+            stopped = {one.rank: stopped.get(one.rank, now_s) for one in waiting if one.rank in standing}
+            if silent := [one for one in waiting if now_s - stopped.get(one.rank, now_s) > SILENT_S]:
+                raise self._silent(silent, SILENT_S, "; its process is stopped")
             if timeout_s is not None and now_s - began_s > timeout_s and not all(one.done for one in waiting):
                 raise self._silent(waiting, now_s - began_s)
 
-    def _silent(self, waiting: Sequence[Pending], waited_s: float) -> MlxNbError:
+    def _silent(self, waiting: Sequence[Pending], waited_s: float, why: str = "") -> MlxNbError:
         names = ", ".join(self._name(one.rank) for one in waiting)
         has = "has" if len(waiting) == 1 else "have"
         return RankSilentError(
-            f"{names} {has} been silent for {waited_s:.0f} s, in {waiting[0].name}.",
+            f"{names} {has} been silent for {waited_s:.0f} s, in {waiting[0].name}{why}.",
             "Type: %mlx_cluster restart",
         )
 
@@ -234,8 +249,14 @@ class Remote:
             raise self.lost_error({rank})
 
 
-def ask(client: ipp.Client, engines: Sequence[EngineId], name: str, timeout_s: float) -> dict[EngineId, Any]:
-    """Call a function on engines whose ranks are not known yet.
+def ask(
+    client: ipp.Client,
+    engines: Sequence[EngineId],
+    name: str,
+    timeout_s: float,
+    look: Callable[[], None] = lambda: None,
+) -> dict[EngineId, Any]:
+    """Call a function on engines whose ranks are not known yet; `look` is called meanwhile, and may raise.
 
     Raises:
         TimeoutError: Not all answered in time.
@@ -246,6 +267,7 @@ def ask(client: ipp.Client, engines: Sequence[EngineId], name: str, timeout_s: f
     for one in pending.values():
         while not one.done:
             one.result.wait(SLICE_S)
+            look()
             if time.monotonic() > end_s:
                 raise TimeoutError(f"{name} was not answered in {timeout_s:.0f} s")
     outcomes = {engine: _outcome(one) for engine, one in pending.items()}

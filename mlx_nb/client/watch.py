@@ -22,9 +22,8 @@ class ClusterWatch:
         return self._running.table or {}
 
     def lost(self) -> set[Rank]:
-        """Ranks whose process ended, whose engine the controller has lost, or all if mpirun ended."""
-        mpirun = self._running.process("mpirun")
-        if mpirun and not mpirun.alive:
+        """Ranks whose process ended, whose engine the controller has lost, or all if mpirun or the controller ended."""
+        if self._around():
             return set(self._table)
         known = set(self._running.client.ids) if self._running.client else set()
         return {rank for rank, info in self._table.items() if info.engine not in known or self._ended(info)}
@@ -37,19 +36,30 @@ class ClusterWatch:
     def why(self, rank: Rank) -> str:
         """Why a rank is lost, and how its log ends."""
         info = self._table[rank]
-        mpirun = self._running.process("mpirun")
         if self._ended(info):
             reason = f"its process {info.pid} ended"
-        elif mpirun and not mpirun.alive:
-            reason = "mpirun ended"
+        elif ended := self._around():
+            reason = f"{ended} ended"
         else:
             reason = "the controller has lost its engine"
         words = logs.last_words(self._running.record.folder, rank)
         return f"{reason}; its log ends: {words}" if words else reason
 
+    def _around(self) -> str:
+        """Which of the processes without which no rank can be reached has ended."""
+        for role, name in (("mpirun", "mpirun"), ("controller", "the controller")):
+            process = self._running.process(role)
+            if process and not process.alive:
+                return name
+        return ""
+
     def memory_bytes(self, info: RankInfo) -> int:
         """A rank's memory now, if it is on this machine; else what it said last."""
         return process_of(info).memory_bytes() if is_local(info) else info.memory_bytes
+
+    def stopped(self) -> set[Rank]:
+        """Ranks whose process exists and does not run: SIGSTOP, or a debugger. Seen on this machine only."""
+        return {rank for rank, info in self._table.items() if is_local(info) and process_of(info).stopped}
 
     def _ended(self, info: RankInfo) -> bool:
         return is_local(info) and not process_of(info).alive
