@@ -87,7 +87,9 @@ class FreeRun:
             except queue.Empty:
                 if time.monotonic() - looked > LOST_EVERY_S:
                     looked = time.monotonic()
-                    if self._remote.ended or self._remote.lost():
+                    # A rank that stands still is named by one that waits for it, while there is one.
+                    silent = self._remote.out_of_reach() >= {one.rank for one in self._pending}
+                    if self._remote.ended or self._remote.lost() or silent:
                         return
                 continue
             if event["kind"] == "prefill":

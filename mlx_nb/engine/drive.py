@@ -86,7 +86,7 @@ class Driver:
                     if isinstance(state, Waiting):
                         self._wait(run, state)
                     else:
-                        run.stage.transport.check(run.request.run_id)
+                        self._between_passes(run)
                     state = self._switch(run)
             except RunInterruptedError:
                 return self._interrupted(run)
@@ -172,14 +172,13 @@ class Driver:
         waited = now - run.wait_began
         if nap := run.patience.nap_s(f"{waiting.what} {waiting.phase}", waited):
             time.sleep(nap)
-        if transport.silent_s(waiting.source) > SILENCE_S:
-            shard = run.stage.shards[waiting.source]
-            token = len(run.tokens) - len(run.request.tokens)
-            raise RankSilentError(
-                f"Rank {waiting.source} ({format_layers(shard.layers)}) has been silent for {SILENCE_S:.0f} s, at token "
-                f"{token}; rank {run.stage.rank} waits for {waiting.what}.",
-                "Text so far: pipe.last.text. Type: %mlx_cluster restart",
-            )
+        _check_voice(run, waiting.source, f"waits for {waiting.what}")
+
+    def _between_passes(self, run: Run) -> None:
+        """A rank that only sends, as the first one does in a long prefill, waits for nobody: it looks here."""
+        run.stage.transport.check(run.request.run_id)
+        if not run.stage.shard.is_last:
+            _check_voice(run, run.stage.rank + 1, "sends to it")
 
     def _interrupted(self, run: Run) -> Outcome:
         run.state = "interrupted"
@@ -199,6 +198,18 @@ class Driver:
             return
         run.state = "failed"
         run.stage.transport.abort(run.request.run_id, f"Rank {run.stage.rank} gave the run up: {reason}")
+
+
+def _check_voice(run: Run, rank: int, why: str) -> None:
+    """Raise if another rank has given no sign of life for too long."""
+    if run.stage.transport.silent_s(rank) > SILENCE_S:
+        shard = run.stage.shards[rank]
+        token = len(run.tokens) - len(run.request.tokens)
+        raise RankSilentError(
+            f"Rank {rank} ({format_layers(shard.layers)}) has been silent for {SILENCE_S:.0f} s, at token "
+            f"{token}; rank {run.stage.rank} {why}.",
+            "Text so far: pipe.last.text. Type: %mlx_cluster restart",
+        )
 
 
 def _left(run: Run) -> dict[str, Any]:
