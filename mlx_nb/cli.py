@@ -97,6 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
         "measure two ranks against mlx-lm in one process, its own pipeline, plain MPI",
     )
     add_bench_options(bench)
+    bench.add_argument("--events", action="store_true", help=argparse.SUPPRESS)  # for %mlx_bench
     return parser
 
 
@@ -156,7 +157,7 @@ def _clean(_found: argparse.Namespace) -> int:
 
 
 def _bench(found: argparse.Namespace) -> int:
-    from mlx_nb.bench.__main__ import run_command
+    from mlx_nb.bench.command import run_command
 
     return run_command(found)
 

@@ -1,6 +1,7 @@
 """Running rows: every contender once a round, in turn, so that a noisy minute hits all of them."""
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 
 from mlx_nb.bench.machine import describe_machine
 from mlx_nb.bench.rows import ROWS
@@ -40,7 +41,7 @@ def run(
         raise OptionError(f"A benchmark takes one round or more, not {rounds}.", "Type: --rounds 3")
     keys = [key for key in ROWS if key in rows or not rows]
     report = Report(describe_machine(), rounds)
-    with Session(model, quick=quick) as session:
+    with closing(Session(model, quick=quick)) as session:
         for number, key in enumerate(keys):
             try:
                 report.rows.append(_measure(session, key, rounds, number, len(keys), tell))

@@ -5,10 +5,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from mlx_nb.bench.worker import Worker, lm_pipeline, one_process
 from mlx_nb.client.cluster import Cluster
@@ -76,7 +74,7 @@ class Session:
 
     def _worker(self, key: str, make: Callable[[], Worker]) -> Worker:
         if key not in self._workers:
-            worker = self._workers[key] = self._stack.enter_context(make())
+            worker = self._workers[key] = self._stack.enter_context(closing(make()))
             worker.ask("load")
         return self._workers[key]
 
@@ -102,11 +100,3 @@ class Session:
     def close(self) -> None:
         """End every process that was started, and remove what was made."""
         self._stack.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

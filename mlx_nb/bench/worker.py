@@ -9,8 +9,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from mlx_nb.client.launch import THREAD_VARIABLES, find_mpiexec
 from mlx_nb.shared.errors import MlxNbError
@@ -87,14 +86,6 @@ class Worker:
                 process.kill()
                 process.wait()
         self._errors.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def one_process(folder: str, threads: int) -> Worker:

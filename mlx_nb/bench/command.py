@@ -1,26 +1,24 @@
-"""``python -m mlx_nb.bench``: what ``mlx-nb bench`` and ``%mlx_bench`` run."""
+"""What ``mlx-nb bench`` does, for a person in a terminal and for ``%mlx_bench``."""
 
 import argparse
 import json
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from mlx_nb.bench.rows import ROWS
 from mlx_nb.bench.run import Tell, run
-from mlx_nb.client.options import add_bench_options
 from mlx_nb.client.progress import ProgressLine
 from mlx_nb.shared.bench_report import Report
-from mlx_nb.shared.console_words import in_console
 from mlx_nb.shared.errors import MlxNbError, OptionError
 
 
 def run_command(found: argparse.Namespace) -> int:
-    """Measure, print, write; 1 if a target was missed.
+    """Measure, print, write; 1 if a target was missed. With ``--events`` it speaks JSON lines.
 
     Raises:
         OptionError: There is no such row, or a file cannot be written.
     """
+    if found.events:
+        return _run_for_notebook(found)
     if found.list:
         width = max(map(len, ROWS))
         for key, row in ROWS.items():
@@ -42,7 +40,7 @@ def run_command(found: argparse.Namespace) -> int:
     return 0 if report.ok else 1
 
 
-def run_for_notebook(found: argparse.Namespace) -> int:
+def _run_for_notebook(found: argparse.Namespace) -> int:
     """Measure for ``%mlx_bench``: a JSON line for every step, and one for the report or the error."""
 
     def say(**event: object) -> None:
@@ -62,23 +60,3 @@ def run_for_notebook(found: argparse.Namespace) -> int:
 def _run(found: argparse.Namespace, tell: Tell) -> Report:
     rows = [key for key in (found.rows or "").split(",") if key]
     return run(rows, rounds=found.rounds, model=found.model, quick=found.quick, tell=tell)
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Parse and run."""
-    parser = argparse.ArgumentParser(prog="python -m mlx_nb.bench", allow_abbrev=False)
-    add_bench_options(parser)
-    parser.add_argument("--events", action="store_true", help=argparse.SUPPRESS)
-    found = parser.parse_args(arguments)
-    try:
-        return run_for_notebook(found) if found.events else run_command(found)
-    except MlxNbError as error:
-        print(f"mlx-nb: {in_console(str(error), 'bench')}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nmlx-nb: interrupted", file=sys.stderr)
-        return 130
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
