@@ -150,6 +150,28 @@ class Generation:
         return f"{self.text}\n[{line}{tail}]"
 
 
+class Generations(list[Generation]):
+    """Several prompts' generations, in the order of the prompts: a list."""
+
+    @property
+    def state(self) -> str:
+        """The state of those that have not finished, else ``finished``."""
+        return next((one.state for one in self if one.state != "finished"), "finished")
+
+    @property
+    def text(self) -> str:
+        """All texts, an empty line between two."""
+        return "\n\n".join(one.text for one in self)
+
+    @property
+    def token_ids(self) -> list[list[int]]:
+        """Each prompt's generated ids."""
+        return [one.token_ids for one in self]
+
+    def __repr__(self) -> str:
+        return "\n\n".join(map(repr, self))
+
+
 def rate(count: int, seconds: float) -> float:
     """Tokens a second; 0 where nothing was measured."""
     return count / seconds if seconds > 0 and count > 0 else 0.0

@@ -15,7 +15,7 @@ from mlx_nb.client import prompt_cache
 from mlx_nb.client.background import BackgroundRun
 from mlx_nb.client.breakpoints import Breakpoint, Breakpoints
 from mlx_nb.client.current import current
-from mlx_nb.client.generation import Generation, Piece
+from mlx_nb.client.generation import Generation, Generations, Piece
 from mlx_nb.client.processors import read_options
 from mlx_nb.client.streaming import FreeRun
 from mlx_nb.shared.errors import ClusterError, MlxNbError, NoModelError, OptionError, PromptError
@@ -53,7 +53,7 @@ class Pipe:
         path: The model's folder, on rank 0's host.
         adapter_path: The adapter's folder there; None without one.
         dtype: What the ranks compute in.
-        last: The last run, interrupted ones too; None before the first.
+        last: The last run's `Generation`, interrupted ones too, or several prompts' list; None before the first.
         breakpoints: Where its runs stand still; set with `break_at`.
     """
 
@@ -62,7 +62,7 @@ class Pipe:
         self.cluster = cluster
         self.name = name
         self.pipe_id = secrets.token_hex(4)
-        self.last: Generation | None = None
+        self.last: Any = None
         self.breakpoints = Breakpoints(self)
         self._wishes = wishes
         self._lock = threading.RLock()
@@ -223,23 +223,51 @@ class Pipe:
         """Generate to the end.
 
         Args:
-            prompt: A string (the chat template is applied unless ``raw=True``), chat messages, token
-                ids, or a list of strings: several prompts, one after another.
+            prompt: A string (the chat template is applied unless ``raw=True``), chat messages, or token ids; or a
+                list of any of these, which run at once, padded on the left: each row as it would be alone.
             **options: As `GenerateOptions`; and ``prompt_cache``, a file or a `PromptCache`, after whose tokens
-                the prompt is fed.
+                one prompt is fed.
 
         Returns:
             A `Generation`; a list of them for several prompts.
 
         Raises:
             KeyboardInterrupt: It was interrupted; `last` has the text so far.
-            MlxNbError: The prompt or an option is wrong, or the run failed.
+            OptionError: The model's KV caches cannot hold several prompts at once, or an option is wrong.
+            MlxNbError: The prompt is wrong, or the run failed.
         """
-        if isinstance(prompt, list | tuple) and prompt and all(isinstance(item, str) for item in prompt):
-            return [self.generate(str(item), **options) for item in prompt]
+        if are_several(prompt):
+            return self._generate_several(list(prompt), options)
         for _ in self.stream(prompt, **options):  # type: ignore[arg-type]
             pass
         return self.last
+
+    def _generate_several(self, prompts: list[Any], options: dict[str, Any]) -> Generations:
+        for name, why in (
+            ("kv_bits", "be quantised"),
+            ("max_kv_size", "be limited"),
+            ("prompt_cache", "go on"),
+        ):
+            if options.get(name) is not None:
+                raise OptionError(
+                    f"The KV caches of several prompts cannot {why} ({name}).",
+                    f"Leave {name} away, or give one prompt.",
+                )
+        if self.breakpoints.armed():
+            raise OptionError(
+                "Several prompts at once cannot stand still at a breakpoint.",
+                "Give one prompt, or delete them: pipe.breakpoints",
+            )
+        first, *others = (self.request(prompt, read_options(options)) for prompt in prompts)
+        request = replace(first, others=tuple(other.tokens for other in others))
+        generations = Generations(Generation(list(tokens)) for tokens in request.prompts)
+        self.last = generations[0]
+        run = self.free_run("generate", request)
+        run.generations = generations
+        self.last = generations if others else generations[0]
+        for _ in run.pieces():
+            pass
+        return generations
 
     def stream(self, prompt: Prompt, **options: Any) -> Iterator[Piece]:
         """Generate piece by piece; leaving the loop stops the run. Arguments and errors as `generate`."""
@@ -490,6 +518,17 @@ def plain_prompt(prompt: Any) -> Prompt:
         f"A prompt cannot be a {type(prompt).__name__}.",
         "Type a string, a list of chat messages, or a list of token ids.",
     )
+
+
+def are_several(prompt: Any) -> bool:
+    """Whether something is a list of prompts, rather than one: ids are ints, and messages dicts.
+
+    >>> [are_several(p) for p in ("Hi", ["Hi", "Ho"], [1, 2], [[1, 2], [3]], [{"role": "user", "content": "Hi"}], [])]
+    [False, True, False, True, False, False]
+    """
+    if not isinstance(prompt, list | tuple):
+        return False
+    return bool(prompt) and all(isinstance(item, str | list | tuple) for item in prompt)
 
 
 def parse_split(split: str | Sequence[int]) -> str | list[int]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
-from mlx_nb.client.generation import Generation, Piece, rate
+from mlx_nb.client.generation import Generation, Generations, Piece, rate
 from mlx_nb.client.remote import OnEvent, Pending, Remote
 from mlx_nb.shared.errors import MlxNbError, RankSilentError
 from mlx_nb.shared.ids import Rank
@@ -32,6 +32,7 @@ class FreeRun:
         self, remote: Remote, generation: Generation, submit: Callable[[OnEvent], list[Pending]]
     ) -> None:
         self.generation = generation
+        self.generations = Generations([generation])
         self.prefilled = 0
         self._remote = remote
         self.outcomes: list[Outcome] = []
@@ -53,8 +54,7 @@ class FreeRun:
             KeyboardInterrupt: The run was interrupted; the ranks have stopped by then.
             MlxNbError: It failed.
         """
-        generation = self.generation
-        generation.state = "running"
+        self._say("running")
         try:
             yield from self._streamed()
             outcomes: list[Outcome] = self._remote.wait(self._pending)
@@ -62,15 +62,16 @@ class FreeRun:
             self._interrupt()
             raise
         except MlxNbError:
-            generation.state = "failed"
+            self._say("failed")
             raise
-        seen = len(generation.token_ids)
         for event in self._waiting_events():
-            if event["kind"] == "token" and (piece := self._piece(event, seen)):
-                seen += 1
-                generation.add(piece)
-                yield piece
+            if event["kind"] == "token":
+                yield self._taken(event)
         self._settle(outcomes)
+
+    def _say(self, state: str) -> None:
+        for generation in self.generations:
+            generation.state = state
 
     def wait_with(self, fill: Callable[[int, Outcome | None], Outcome]) -> Generation:
         """Read the run to its end; `fill` says what a rank that had ended before has to say."""
@@ -95,9 +96,8 @@ class FreeRun:
             if event["kind"] == "prefill":
                 self.prefilled = event["done"]
                 yield None
-            elif event["kind"] == "token" and (piece := self._piece(event, len(self.generation.token_ids))):
-                self.generation.add(piece)
-                yield piece
+            elif event["kind"] == "token":
+                yield self._taken(event)
 
     def _waiting_events(self) -> Iterator[Event]:
         while True:
@@ -107,9 +107,11 @@ class FreeRun:
             except queue.Empty:
                 return
 
-    def _piece(self, event: Event, seen: int) -> Piece:
-        prompt = self.generation.fed
-        return Piece(
+    def _taken(self, event: Event) -> Piece:
+        """Take a token into its prompt's generation, and make a piece of it."""
+        generation = self.generations[event["row"]]
+        seen, prompt = len(generation.token_ids), generation.fed
+        piece = Piece(
             text=event["text"],
             token=event["token"],
             prompt_tokens=prompt,
@@ -118,10 +120,12 @@ class FreeRun:
             generation_tps=rate(seen, event["decode_s"]),
             finish_reason=event["finish"] or None,
         )
+        generation.add(piece)
+        return piece
 
     def _interrupt(self) -> None:
         """Stop the ranks and keep what they have; called while an exception is on its way."""
-        self.generation.state = "interrupted"
+        self._say("interrupted")
         try:
             # A signal that comes between two calls of a rank is dropped there, so it may take a second one.
             for _ in range(INTERRUPTS):
@@ -138,4 +142,8 @@ class FreeRun:
         self.outcomes = outcomes
         kinds = {outcome.kind for outcome in outcomes}
         state = "interrupted" if "interrupted" in kinds else "finished"
-        self.generation.settle(outcomes, state, time.monotonic() - self._began)
+        wall_s = time.monotonic() - self._began
+        for place, generation in enumerate(self.generations):
+            of_row = [outcome.of_row(place) for outcome in outcomes]
+            ended = of_row[-1].finish and len(self.generations) > 1  # before the others were interrupted
+            generation.settle(of_row, "finished" if ended else state, wall_s)

@@ -224,6 +224,7 @@ def _text(run: Run) -> dict[str, Any]:
         "token_ids": tuple(run.tokens[len(run.request.tokens) :]),
         "text": run.text,
         "finish": run.finish,
+        "rows": run.batch.texts(),
         "passes": tuple(run.passes),
         "prompt_s": run.prompt_s,
         "decode_s": run.decode_s,

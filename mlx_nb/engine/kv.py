@@ -33,6 +33,33 @@ def make_kv_cache(model: nn.Module, max_kv_size: int | None = None) -> list[KVEn
     ]
 
 
+def make_batch_kv_cache(model: nn.Module, padding: list[int]) -> list[KVEntry]:
+    """Fresh KV caches for several prompts, each with so many padding tokens on its left.
+
+    Raises:
+        OptionError: mlx-lm has no such classes for this model's.
+    """
+    return [_for_rows(entry, padding) for entry in make_kv_cache(model)]
+
+
+def _for_rows(entry: KVEntry, padding: list[int]) -> KVEntry:
+    name = type(entry).__name__
+    if hasattr(entry, "caches"):
+        entry.caches = tuple(_for_rows(part, padding) for part in entry.caches)
+        return entry
+    if name == "KVCache":
+        return mlx_lm_api.batch_kv_cache(padding)
+    if name == "RotatingKVCache" and not entry.keep:
+        return mlx_lm_api.batch_rotating_kv_cache(entry.max_size, padding)
+    why = "its states would take the padding for text" if name == "ArraysCache" else "mlx-lm cannot pad it"
+    raise OptionError(
+        f"This model cannot run several prompts at once: it keeps an {name}, and {why}.".replace(
+            "an K", "a K"
+        ).replace("an C", "a C"),
+        "Run them one after another: [pipe.generate(prompt) for prompt in prompts]",
+    )
+
+
 def check_kv_options(entries: list[KVEntry], options: GenerateOptions, *, shared: bool = False) -> None:
     """Check what is asked of a model's fresh KV caches.
 
@@ -87,6 +114,10 @@ def advance_ghost(entry: KVEntry, batch: int, length: int) -> None:
         return
     if not hasattr(entry, "update_and_fetch"):
         return  # SSM and conv states count no positions
+    if type(entry).__name__ == "BatchKVCache":
+        entry.offset, entry._idx = entry.offset + length, entry._idx + length
+        mx.eval(entry.offset)
+        return
     if type(entry).__name__ in ("KVCache", "QuantizedKVCache", "ConcatenateKVCache"):
         # Their masks read only the offset; nothing need be stored.
         entry.offset += length
@@ -138,6 +169,13 @@ def watch_writes(entry: KVEntry, watch: Callable[[mx.array, mx.array], tuple[mx.
 def unwatch(entry: KVEntry) -> None:
     """End the watch over an entry's writes."""
     entry.__dict__.pop("update_and_fetch", None)
+
+
+def keep_rows(entries: list[KVEntry], rows: list[int]) -> None:
+    """Drop every row but these from KV caches for several prompts."""
+    for entry in entries:
+        for part in parts_of(entry):
+            part.filter(mx.array(rows))
 
 
 def state_arrays(entry: KVEntry) -> list[mx.array]:

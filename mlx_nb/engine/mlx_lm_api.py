@@ -96,6 +96,16 @@ def make_prompt_cache(model: nn.Module, max_kv_size: int | None) -> list[Any]:
     return list(_find("models.cache", "make_prompt_cache")(model, max_kv_size))
 
 
+def batch_kv_cache(padding: list[int]) -> Any:
+    """An entry for several rows, each with so many padding tokens on its left."""
+    return _find("models.cache", "BatchKVCache")(padding)
+
+
+def batch_rotating_kv_cache(size: int, padding: list[int]) -> Any:
+    """The same with a window."""
+    return _find("models.cache", "BatchRotatingKVCache")(size, padding)
+
+
 def kv_cache_class(name: str) -> Any:
     """One of the KV cache classes."""
     return _find("models.cache", name)

@@ -23,6 +23,8 @@ from mlx_nb.engine.kv import (
     check_kv_options,
     empty_ghost,
     is_kv_entry,
+    keep_rows,
+    make_batch_kv_cache,
     make_kv_cache,
     offset_of,
     quantize_kv_cache,
@@ -30,9 +32,8 @@ from mlx_nb.engine.kv import (
 )
 from mlx_nb.engine.patience import Patience
 from mlx_nb.engine.pytree import Tree, arrays_of
-from mlx_nb.engine.sampling import Sampler
+from mlx_nb.engine.rows import Answer, Rows
 from mlx_nb.engine.stop import Stop, first_array
-from mlx_nb.engine.text_out import TextOut
 from mlx_nb.engine.transport import Arrival
 from mlx_nb.shared.ids import LayerIndex
 from mlx_nb.shared.position import KVOffset
@@ -84,7 +85,7 @@ class Run:
 
     Attributes:
         request: What was asked for.
-        tokens: Prompt and generated token ids; every rank keeps them all.
+        batch: The prompts and their tokens; every rank keeps them all.
         kv: A KV cache entry per layer of the whole model; other ranks' are ghosts.
         state: ``running``, ``finished``, ``interrupted`` or ``failed``.
         finish: Why generation ended: ``stop`` or ``length``; empty before.
@@ -111,7 +112,7 @@ class Run:
         """
         self.stage = stage
         self.request = request
-        self.tokens = list(request.tokens)
+        self.batch = Rows(request, stage.prompter, is_last=stage.shard.is_last)
         self.kv = self._kv_to_go_on_with() if before is None else self._fresh_kv()
         self.state = "running"
         self.finish = ""
@@ -129,13 +130,10 @@ class Run:
         self.decode_s = 0.0
         self._first_token_at = 0.0
         self._began = 0.0
-        detokenizer = stage.prompter.detokenizer() if stage.shard.is_last else None
-        self._out = TextOut(detokenizer, request.options.stop)
         # Places in `kv`, not objects: quantising replaces the objects.
         self.layer_places: dict[int, list[int]] = {}
         # A rank alone owns all of it, also where a model never calls its layers.
         self._owned = set(range(len(self.kv))) if stage.size == 1 else set()
-        self._sampler = Sampler(request.options) if stage.shard.is_last else None
         self.first_seed = self.seed
         self.history = History()
         # The events of the last passes, and what was changed in them: both by pass.
@@ -155,10 +153,17 @@ class Run:
         return self._fresh_kv()
 
     def _fresh_kv(self) -> list[KVEntry]:
+        if self.batch.several:
+            return make_batch_kv_cache(self.stage.model, self.batch.padding)
         fresh = make_kv_cache(self.stage.model, self.request.options.max_kv_size)
         shared = any(forward.writes for forward in self.stage.cuts.forwards.values())
         check_kv_options(fresh, self.request.options, shared=shared)
         return fresh
+
+    @property
+    def tokens(self) -> list[int]:
+        """Prompt and generated token ids; of several prompts, the first one's."""
+        return self.batch.rows[0].tokens
 
     @property
     def owned(self) -> set[int]:
@@ -168,8 +173,7 @@ class Run:
     def _take_over(self, before: "Run", index: int) -> None:
         """Be what another run was before a pass."""
         self.first_seed = before.first_seed
-        if self._sampler is not None:
-            self._sampler.seed = self.first_seed
+        self.batch.seed = self.first_seed
         self.log = {place: events for place, events in before.log.items() if place < index}
         self.edits, self.forced = dict(before.edits), dict(before.forced)
         self.layer_places, self._owned = dict(before.layer_places), set(before._owned)
@@ -182,17 +186,13 @@ class Run:
     def resume_at(self, snapshot: Snapshot, kv: list[KVEntry]) -> None:
         """Begin before a pass, with these KV caches."""
         self._resume, self.kv = snapshot, kv
-        self.tokens, self.passes = list(snapshot.tokens), list(snapshot.passes)
-        self._next_index = snapshot.index
-        if self._sampler is not None:
-            self._sampler.seed = snapshot.seed
-        for token in self.tokens[len(self.request.tokens) :]:
-            self._out.add(token, "")
+        self.passes, self._next_index = list(snapshot.passes), snapshot.index
+        self.batch.resume(snapshot.tokens, snapshot.seed)
 
     @property
     def seed(self) -> int:
         """The sampler's random state; 0 on ranks that do not sample."""
-        return self._sampler.seed if self._sampler is not None else 0
+        return self.batch.seed
 
     # The body -----------------------------------------------------------------------------------
 
@@ -200,27 +200,31 @@ class Run:
         ACTIVE.set(self)
         self._began = time.perf_counter()
         if self._resume is not None and self._resume.phase == "decode":
-            logits = self._forward(len(self.tokens) - 1, len(self.tokens), "decode", final=True)
+            logits = self._forward(self.batch.end - 1, self.batch.end, "decode", final=True)
         else:
             logits = self._prefill(self._resume.start if self._resume else 0)
         if self.request.kind == "logits":
             return
         while True:
-            token, more, finish = self._next_token(logits)
-            self.tokens.append(token)
+            answers = self._next_tokens(logits)
+            places = list(self.batch.active)
+            going = self.batch.take(answers)
             self._clock_token()
-            self.stage.on_token(self, token, more, finish)
-            if finish:
-                self.finish = finish
+            for place, answer in zip(places, answers, strict=True):
+                self.stage.on_token(self, answer, place)
+            if not self.batch.active:
+                self.finish = self.batch.rows[0].finish
                 self.clock.turn("")
                 return
-            if self._sampler is not None:
+            if going is not None:
+                keep_rows(self.kv, going)
+            if self.stage.shard.is_last:
                 self._end_pass()
-            logits = self._forward(len(self.tokens) - 1, len(self.tokens), "decode", final=True)
+            logits = self._forward(self.batch.end - 1, self.batch.end, "decode", final=True)
 
     def _prefill(self, begin: int = 0) -> mx.array | None:
         """Feed the prompt, from a token on."""
-        total = len(self.request.tokens)
+        total = self.batch.width
         logits = None
         for start, stop in self._chunks(total):
             if stop <= begin:
@@ -239,13 +243,14 @@ class Run:
         token is fed alone, as in mlx-lm, for the same result.
         """
         options = self.request.options
-        size = options.prefill_step_size or self.stage.prefill_step_size
+        # A pass over several prompts shall take no longer than one over one: an interrupt waits for it.
+        size = options.prefill_step_size or max(8, self.stage.prefill_step_size // len(self.batch.rows))
         whole = total - 1 if options.kv_differs and self.request.kind == "generate" else total
         chunks = [(start, min(start + size, whole)) for start in range(self.request.reused, whole, size)]
         return chunks if whole == total else [*chunks, (whole, total)]
 
     def _forward(self, start: int, stop: int, phase: str, *, final: bool) -> mx.array | None:
-        """One pass; on the last rank the last position's logits ``[1, V]``, if they are needed."""
+        """One pass; on the last rank the last position's logits ``[B, V]``, if they are needed."""
         index = self._next_index
         self._next_index += 1
         began = time.perf_counter()
@@ -258,8 +263,8 @@ class Run:
         )
         if self.probe:
             self.probe.begin_pass()
-        inputs = mx.array(self.tokens[start:stop])[None]  # [B 1, L]
-        output = self.stage.model(inputs, cache=self.kv)  # [B 1, L, V], evaluated only where it is used
+        inputs = self.batch.inputs(start, stop)  # [B, L]
+        output = self.stage.model(inputs, cache=self.kv)  # [B, L, V], evaluated only where it is used
         options = self.request.options
         if options.kv_bits is not None:
             for place, entry in enumerate(self.kv):
@@ -280,31 +285,25 @@ class Run:
         self.passes.append((phase, stop - start, time.perf_counter() - began))
         return logits
 
-    def _next_token(self, logits: mx.array | None) -> tuple[int, str, str]:
-        """The last rank samples and tells the others; the token, its text, and why the run ends with it or ""."""
+    def _next_tokens(self, logits: mx.array | None) -> list[Answer]:
+        """The last rank samples and tells the others."""
         last = self.stage.size - 1
-        if self._sampler is None:
+        if not self.stage.shard.is_last:
             self._end_pass()  # before waiting: the token only comes once the later ranks have had their turn
-            token, finish = self.wait_for(last, "the token").value
-            return int(token), "", str(finish)
+            told = self.wait_for(last, "the token").value
+            return [Answer(token=int(token), finish=str(finish)) for token, finish in told]
         assert logits is not None  # the last rank's final pass always makes them
-        token = self._sampler.pick(logits, self.tokens[self.request.reused :])
-        token = next((t for at, t in self.forced.items() if at[0] == self._pass().index), token)
-        generated = len(self.tokens) + 1 - len(self.request.tokens)
-        finish = ""
-        if token in self.request.stop_ids:
-            finish = "stop"
-        elif generated >= self.request.options.max_tokens:
-            finish = "length"
-        more, finish = self._out.add(token, finish)
+        forced = next((t for at, t in self.forced.items() if at[0] == self._pass().index), None)
+        answers = self.batch.pick(logits, forced)
         for rank in range(last):
-            self.stage.transport.send(rank, self.request.run_id, (token, finish))
-        return token, more, finish
+            told = [(answer.token, answer.finish) for answer in answers]
+            self.stage.transport.send(rank, self.request.run_id, told)
+        return answers
 
     @property
     def text(self) -> str:
-        """The text so far; empty on all ranks but the last."""
-        return self._out.text
+        """The text so far, of several prompts the first one's; empty on all ranks but the last."""
+        return self.batch.rows[0].out.text
 
     def _clock_token(self) -> None:
         now = time.perf_counter()

@@ -39,6 +39,7 @@ from mlx_nb.engine.probe import Probe
 from mlx_nb.engine.prompt import Prompter
 from mlx_nb.engine.provenance import Provenance
 from mlx_nb.engine.pytree import like
+from mlx_nb.engine.rows import Answer
 from mlx_nb.engine.run import Place, Run
 from mlx_nb.engine.stubs import install_stubs
 from mlx_nb.engine.summary import Sizes
@@ -366,11 +367,11 @@ class Stage:
         run = self.runs.get(run_id, self.last_run) if run_id is not None else self.last_run
         if run is None:
             return KVReport(prompt_tokens=0, generated_tokens=0, entries=())
-        prompt = len(run.request.tokens)
+        prompt = run.batch.width
         now = run.current
         report = KVReport(
             prompt_tokens=prompt,
-            generated_tokens=len(run.tokens) - prompt,
+            generated_tokens=run.batch.end - prompt,
             standing=f"{now.phase} {now.start}:{now.stop}" if now and run.request.run_id in self.runs else "",
             cut_short=run.state in ("interrupted", "failed"),
             entries=(),
@@ -420,13 +421,14 @@ class Stage:
         if self.shard.is_last:
             self.publish({"kind": "prefill", "run_id": run.request.run_id, "done": done, "total": total})
 
-    def on_token(self, run: Run, token: int, text: str, finish: str) -> None:
+    def on_token(self, run: Run, answer: Answer, row: int) -> None:
         """A token has been chosen; the last rank tells the notebook."""
         if self.shard.is_last:
             event = {
-                "token": token,
-                "text": text,
-                "finish": finish,
+                "row": row,
+                "token": answer.token,
+                "text": answer.text,
+                "finish": answer.finish,
                 "prompt_s": run.prompt_s,
                 "decode_s": run.decode_s,
             }

@@ -1,6 +1,6 @@
 """What a rank answers when a run was moved on."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -8,6 +8,15 @@ from mlx_nb.shared.breaks import Break
 from mlx_nb.shared.position import KVOffset, Position
 from mlx_nb.shared.strides import Stride
 from mlx_nb.shared.timeline import RankTimes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowText:
+    """How far one of several prompts came; fields as in `Outcome`."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    finish: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +40,7 @@ class Outcome:
         finish: Why generation ended: ``stop``, ``length``, or empty.
         passes: Phase, tokens and seconds of each pass on this rank.
         times: When this rank computed, waited and sent; at the end of a free run only.
+        rows: How far each of several prompts came; `token_ids`, `text` and `finish` are then the first one's.
         logits: ``[L, V]`` float32, for a run that asked for them, from the last rank.
     """
 
@@ -50,6 +60,14 @@ class Outcome:
     passes: tuple[tuple[str, int, float], ...] = ()
     times: RankTimes = field(default_factory=RankTimes)
     logits: np.ndarray | None = None
+    rows: tuple[RowText, ...] = ()
+
+    def of_row(self, place: int) -> "Outcome":
+        """The outcome as that of one prompt alone."""
+        if not self.rows:
+            return self
+        row = self.rows[place]
+        return replace(self, token_ids=row.token_ids, text=row.text, finish=row.finish, rows=())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -194,6 +194,7 @@ class RunRequest:
         stop_ids: Tokens that end the run.
         kept: The name of KV caches that the ranks keep, which this run goes on with; empty for fresh ones.
         reused: How many of `tokens` those hold already; they are cut back to as many.
+        others: The prompts beside `tokens`, where several run at once.
         keeps: Whether the run's KV caches are kept under that name once it has ended.
     """
 
@@ -205,3 +206,9 @@ class RunRequest:
     kept: str = ""
     reused: int = 0
     keeps: bool = False
+    others: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def prompts(self) -> tuple[tuple[int, ...], ...]:
+        """Every prompt's token ids."""
+        return (self.tokens, *self.others)

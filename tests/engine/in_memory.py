@@ -107,7 +107,7 @@ class Ranks:
         options = GenerateOptions(max_tokens=DECODED + 1, prefill_step_size=chunk)
         request = RunRequest(run_id=1, tokens=PROMPT, options=options)
         runs = [stage.open_run(request) for stage in stages]
-        runs[-1]._sampler = Greedy()
+        runs[-1].batch.rows[0].sampler = Greedy()
         drive(runs)
         for stage in stages:
             stage.close()
