@@ -66,6 +66,8 @@ class Rows:
         rows: Every prompt, in the order in which they were given.
         active: The places of those that have not ended, as they lie in the KV caches.
         width: Tokens of the longest prompt.
+        held: Tokens of the longest prompt that is still in the KV caches.
+        end: Tokens of the longest row, were none to end.
     """
 
     def __init__(self, request: RunRequest, prompter: "Prompter", *, is_last: bool) -> None:
@@ -81,7 +83,7 @@ class Rows:
         ]
         self.active = list(range(len(self.rows)))
         self.width = max(len(row.prompt) for row in self.rows)
-        self.end = self.width
+        self.held = self.end = self.width
 
     @property
     def padding(self) -> list[int]:
@@ -162,6 +164,8 @@ class Rows:
         if len(going) == len(self.active):
             return None
         self.active = [self.active[index] for index in going]
+        if going:
+            self.held = max(len(self.rows[place].prompt) for place in self.active)
         return going
 
     def texts(self) -> tuple[RowText, ...]:

@@ -367,11 +367,11 @@ class Stage:
         run = self.runs.get(run_id, self.last_run) if run_id is not None else self.last_run
         if run is None:
             return KVReport(prompt_tokens=0, generated_tokens=0, entries=())
-        prompt = run.batch.width
+        prompt = run.batch.held
         now = run.current
         report = KVReport(
             prompt_tokens=prompt,
-            generated_tokens=run.batch.end - prompt,
+            generated_tokens=run.batch.end - run.batch.width,
             standing=f"{now.phase} {now.start}:{now.stop}" if now and run.request.run_id in self.runs else "",
             cut_short=run.state in ("interrupted", "failed"),
             entries=(),
