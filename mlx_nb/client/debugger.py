@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
+from mlx_nb.client.changing import Changing
 from mlx_nb.client.current import current
 from mlx_nb.client.generation import Generation
 from mlx_nb.client.going_back import GoingBack
@@ -32,7 +33,7 @@ INTERRUPT_TIMEOUT_S = 60.0
 OnChange = Callable[["Debugger"], None]
 
 
-class Debugger(GoingBack):
+class Debugger(GoingBack, Changing):
     """A run that is stepped. Made by `Pipe.debug`; use it as a context manager to be sure it closes.
 
     Attributes:
@@ -303,8 +304,8 @@ class Debugger(GoingBack):
         return self._stop_asked
 
     def stand(self, position: Position) -> Position:
-        """Be where a free run has stopped."""
-        return self._arrive(position)
+        """Be where a free run has stopped, or where a value was changed."""
+        return self._arrive(replace(position, ranks=position.ranks or self._kv_lines(position)))
 
     def _arrive(self, position: Position) -> Position:
         self.position = position

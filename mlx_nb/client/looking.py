@@ -44,14 +44,7 @@ class Looking:
         """The arguments of the call here; what was returned, at an exit."""
         return self.position.args
 
-    @property
-    def value(self) -> np.ndarray:
-        """A copy of the first array here (bfloat16 as the equal float32).
-
-        Raises:
-            TransferTooLargeError: It is over 64 MiB.
-            RunFinished: The run is over.
-        """
+    def _value(self) -> np.ndarray:
         self._check_open()
         array: np.ndarray = self._ask("value")
         array.setflags(write=False)

@@ -16,6 +16,7 @@ from mlx_nb.client.background import BackgroundRun
 from mlx_nb.client.breakpoints import Breakpoint, Breakpoints
 from mlx_nb.client.current import current
 from mlx_nb.client.generation import Generation, Generations, Piece
+from mlx_nb.client.patching import Patch, Patches
 from mlx_nb.client.processors import read_options
 from mlx_nb.client.streaming import FreeRun
 from mlx_nb.shared.errors import ClusterError, MlxNbError, NoModelError, OptionError, PromptError
@@ -24,6 +25,7 @@ from mlx_nb.shared.kv_report import KVReport
 from mlx_nb.shared.loaded import LoadedShard
 from mlx_nb.shared.model_sizes import SiteTable
 from mlx_nb.shared.outcome import Outcome
+from mlx_nb.shared.patches import TokenWish
 from mlx_nb.shared.plan import Plan, explain_even, split_layers
 from mlx_nb.shared.request import GenerateOptions, Prompt, RunRequest, check_for_model, options_from
 from mlx_nb.shared.text import format_table
@@ -55,6 +57,7 @@ class Pipe:
         dtype: What the ranks compute in.
         last: The last run's `Generation`, interrupted ones too, or several prompts' list; None before the first.
         breakpoints: Where its runs stand still; set with `break_at`.
+        patches: What changes values in its runs; made with `patch`.
     """
 
     def __init__(self, cluster: "Cluster", name: str, wishes: dict[str, Any]) -> None:
@@ -64,6 +67,7 @@ class Pipe:
         self.pipe_id = secrets.token_hex(4)
         self.last: Any = None
         self.breakpoints = Breakpoints(self)
+        self.patches = Patches(self)
         self._wishes = wishes
         self._lock = threading.RLock()
         self._unloaded = False
@@ -424,6 +428,36 @@ class Pipe:
         debugger = Debugger(self, request, self.last, prompt, note=note)
         current.dbg = debugger
         return debugger
+
+    def patch(self, site: str, what: Any, tokens: TokenWish = None, how: str = "replace") -> Patch:
+        """Change the first array at a site, on whichever rank owns it, in steps and in free runs.
+
+        A context manager: ``with pipe.patch("layers.3.mlp_out", 0): pipe.generate(…)``. Without ``with`` it holds
+        until its `remove`.
+
+        Args:
+            site: A site, an alias or a glob.
+            what: A number or an array that broadcasts (0 ablates), a capture, or a function that gets the mx.array on
+                its rank and returns one of its shape. An array with many tokens is for tokens 0 and on.
+            tokens: A position in the sequence, several, or a slice; None for all.
+            how: ``replace``, ``add`` or ``scale`` with the number or array.
+
+        Raises:
+            SiteError: The model has no such site.
+            OptionError: It is nothing that can travel.
+        """
+        self._check()
+        return self.patches.add(site, what, tokens, how)
+
+    def load_patch(self, path: str) -> Patch:
+        """A patch from its files, as `Patch.save` has written them.
+
+        Raises:
+            OptionError: They cannot be read.
+            SiteError: This model has no such site.
+        """
+        self._check()
+        return self.patches.load(path)
 
     def pm(self) -> "Debugger":
         """Stand where the last failed run raised, every rank as it was then; as `pdb.pm`, also after a free run.

@@ -52,6 +52,9 @@ class Driver:
         Raises:
             MlxNbError: It failed; the other ranks have been told.
         """
+        if run.probe is None and run.stage.patches:
+            run.probe = Probe(run, keeps_past=False)
+            run.stage.hooks.acquire()
         if run.probe is not None:
             run.probe.stride = Stride(name="run")
         return self._drive(run, until=float("inf"))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 
 from mlx_nb.engine import events, prompt_cache
@@ -20,8 +21,10 @@ from mlx_nb.engine.memory import release
 from mlx_nb.engine.mpi_link import MpiLink
 from mlx_nb.engine.obtain import obtain_stage
 from mlx_nb.engine.picture import picture_of
+from mlx_nb.engine.report import position_of
 from mlx_nb.engine.run import Run
 from mlx_nb.engine.stage import Stage
+from mlx_nb.engine.stop import replace_first
 from mlx_nb.engine.transfer import as_numpy
 from mlx_nb.shared.breaks import Break
 from mlx_nb.shared.errors import NoModelError, RunError
@@ -29,7 +32,8 @@ from mlx_nb.shared.kept import KeptState
 from mlx_nb.shared.kv_report import KVReport
 from mlx_nb.shared.loaded import LoadedShard
 from mlx_nb.shared.outcome import Outcome, Past
-from mlx_nb.shared.position import Argument
+from mlx_nb.shared.patches import PatchSpec
+from mlx_nb.shared.position import Argument, Position
 from mlx_nb.shared.request import Prompt, RunRequest
 from mlx_nb.shared.strides import Stride, came_past
 from mlx_nb.shared.tokens import PromptTokens
@@ -270,6 +274,47 @@ def trim(
     return tuple(run.tokens[len(run.request.tokens) :]), run.text
 
 
+def set_value(pipe_id: str, run_id: int, array: np.ndarray) -> Position:
+    """Let a run that stands go on with another first array; where it stands, anew.
+
+    Raises:
+        RunError: It does not stand at an array.
+    """
+    run = stage_of(pipe_id).run(run_id)
+    before = run.value()
+    if before is None or run.stop is None:
+        raise RunError("There is no array where the run stands.", "Type: dbg.args")
+    changed = mx.array(array).astype(before.dtype)
+    replace_first(run.stop, changed)
+    run.edits[run.place_of(run.stop.event)] = changed
+    return position_of(run, run.stop)
+
+
+def force_token(pipe_id: str, run_id: int, place: tuple[int, int, int], token: int | None) -> None:
+    """Take a token in place of the next sampled one, as of a place in the run; None samples it. For the last rank."""
+    run = stage_of(pipe_id).run(run_id)
+    run.forced = {at: one for at, one in run.forced.items() if at[0] < place[0]}
+    if token is not None:
+        run.forced[place] = token
+
+
+def forced_token(pipe_id: str, run_id: int, place: tuple[int, int, int]) -> int | None:
+    """What `force_token` has set for the pass of a place."""
+    run = stage_of(pipe_id).run(run_id)
+    return next((token for at, token in run.forced.items() if at[0] == place[0]), None)
+
+
+def patch(pipe_id: str, spec: PatchSpec) -> None:
+    """Change values in every run of this pipe. Called on all ranks."""
+    stage_of(pipe_id).patches.add(spec)
+
+
+def unpatch(pipe_id: str, number: int) -> None:
+    """End a patch. Called on all ranks."""
+    if pipe_id in PIPES:
+        PIPES[pipe_id].patches.remove(number)
+
+
 def close_run(pipe_id: str, run_id: int) -> None:
     """Leave a run, wherever it stands."""
     if pipe_id in PIPES:
@@ -409,6 +454,11 @@ CALLS: dict[str, Callable[..., Any]] = {
         ticks,
         rewind,
         trim,
+        set_value,
+        force_token,
+        forced_token,
+        patch,
+        unpatch,
         value,
         evaluate,
         frame_locals,

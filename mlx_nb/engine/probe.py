@@ -30,8 +30,10 @@ class Probe:
     nothing to see.
     """
 
-    def __init__(self, run: "Run") -> None:
+    def __init__(self, run: "Run", *, keeps_past: bool = True) -> None:
+        """Of a run that is stepped; one that only carries patches through a free run keeps no past."""
         self.run = run
+        self.keeps_past = keeps_past
         self.stride = Stride(name="run")
         self.breaks = Breaks(run)
         self.interrupted: Callable[[], bool] = lambda: False
@@ -124,6 +126,8 @@ class Probe:
         return event
 
     def _consider(self, stop: Stop) -> None:
+        if self.run.stage.patches:
+            self.run.stage.patches.apply(self.run, stop)
         if self.run.edits and (edit := self.run.edits.get(self.run.place_of(stop.event))) is not None:
             replace_first(stop, edit)  # on the way to a place behind it once more
         halt, self.stride = advance(self.stride, stop.event)

@@ -254,7 +254,7 @@ class Run:
         index = self._next_index
         self._next_index += 1
         began = time.perf_counter()
-        if self.probe:
+        if self.probe and self.probe.keeps_past:
             self.history.take(self, index, phase, start)
         self.clock.begin_pass(index, phase, start, stop)
         crossing = self.stage.crossing(self.kv)
@@ -293,12 +293,25 @@ class Run:
             told = self.wait_for(last, "the token").value
             return [Answer(token=int(token), finish=str(finish)) for token, finish in told]
         assert logits is not None  # the last rank's final pass always makes them
-        forced = next((t for at, t in self.forced.items() if at[0] == self._pass().index), None)
+        # A token that was set while the prompt went in is meant for the first pass that samples.
+        index, first = self._pass().index, self._first_sampling
+        forced = next((t for at, t in self.forced.items() if max(at[0], first) == index), None)
         answers = self.batch.pick(logits, forced)
         for rank in range(last):
             told = [(answer.token, answer.finish) for answer in answers]
             self.stage.transport.send(rank, self.request.run_id, told)
         return answers
+
+    @property
+    def _first_sampling(self) -> int:
+        """The pass that ends the prompt."""
+        return (
+            next(
+                (place for place, (phase, _, _) in enumerate(self.passes) if phase == "decode"),
+                len(self.passes),
+            )
+            - 1
+        )
 
     @property
     def text(self) -> str:

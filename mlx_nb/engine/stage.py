@@ -35,6 +35,7 @@ from mlx_nb.engine.loading import (
 from mlx_nb.engine.memory import release
 from mlx_nb.engine.needed import files_of_share
 from mlx_nb.engine.own_code import check_code
+from mlx_nb.engine.patching import Patches
 from mlx_nb.engine.probe import Probe
 from mlx_nb.engine.prompt import Prompter
 from mlx_nb.engine.provenance import Provenance
@@ -97,6 +98,7 @@ class Stage:
         release()
         self.load_s = time.perf_counter() - began
         self.hooks = Hooks(self.model)
+        self.patches = Patches()
         self._begin_without_runs()
         on_metal = mx.default_device() == mx.Device(mx.gpu)
         self.prefill_step_size = METAL_PREFILL_STEP if on_metal else CPU_PREFILL_STEP

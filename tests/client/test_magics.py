@@ -471,6 +471,23 @@ def test_breakpoints_are_set_listed_and_deleted_in_lines(shell: Shell, pipe: Pip
     shell.good("%mlx_freeze")
 
 
+def test_patches_are_made_listed_saved_and_deleted_in_lines(shell: Shell, pipe: Pipe, tmp_path: Path) -> None:
+    plain = shell.good(f"%mlx_generate --max-tokens 4 {FRANCE}").out
+    assert shell.good("%mlx_patch").out.startswith("No patches.")
+    assert "scale 0.5" in shell.good("%mlx_patch layers.3.resid_post --scale 0.5 --tokens 3:7").out
+    shell.names["flip"] = lambda x: -x
+    assert "a function" in shell.good("%mlx_patch layers.20.mlp_out --replace flip").out
+
+    assert shell.good(f"%mlx_generate --max-tokens 4 {FRANCE}").out.split("[")[0] != plain.split("[")[0]
+    assert "half.json" in shell.good(f"%mlx_patch --save 1 {tmp_path / 'half'}").out
+    assert shell.good("%mlx_patch --delete all").out.startswith("No patches.")
+    assert "3:7" in shell.good(f"%mlx_patch --load {tmp_path / 'half'}").out
+    shell.good("%mlx_patch --delete 3")
+    assert shell.good(f"%mlx_generate --max-tokens 4 {FRANCE}").out.split("[")[0] == plain.split("[")[0]
+    for wrong in ("layers.3.mlp_out", "layers.3.mlp_out --scale nothing", "--delete 9", "nowhere --ablate"):
+        shell.usage_error(f"%mlx_patch {wrong}")
+
+
 def test_px_sees_the_stage_and_its_cache(shell: Shell, pipe: Pipe) -> None:
     shell.good("%mlx_generate --max-tokens 2 Hi")
     length = len(pipe.encode("Hi")) + 1

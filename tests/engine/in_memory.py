@@ -18,6 +18,7 @@ from mlx_nb.engine.cuts import Cuts, legal_cuts
 from mlx_nb.engine.hooks import Hooks
 from mlx_nb.engine.kv import make_kv_cache, state_arrays
 from mlx_nb.engine.layers import transformer_layers
+from mlx_nb.engine.patching import Patches
 from mlx_nb.engine.run import Run, Waiting
 from mlx_nb.engine.stage import Stage
 from mlx_nb.engine.stubs import remove_stubs
@@ -74,6 +75,7 @@ class MemoryStage(Stage):
         self._place(cuts, wanted, even=False)
         self.prefill_step_size = CHUNK
         self.hooks = Hooks(model)
+        self.patches = Patches()
         self.prompter: Any = _NoText()
         self._begin_without_runs()
 

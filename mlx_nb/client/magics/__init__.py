@@ -9,10 +9,20 @@ from mlx_nb.client.magics.cluster import ClusterMagics
 from mlx_nb.client.magics.completion import install_completion, remove_completion
 from mlx_nb.client.magics.doctor import DoctorMagics
 from mlx_nb.client.magics.model import ModelMagics
+from mlx_nb.client.magics.patches import PatchMagics
 from mlx_nb.client.magics.step import StepMagics
 from mlx_nb.client.magics.trailing import rescue_question_marks
 
-MAGICS = (ChatMagics, ClusterMagics, ModelMagics, StepMagics, BreakMagics, BenchMagics, DoctorMagics)
+MAGICS = (
+    ChatMagics,
+    ClusterMagics,
+    ModelMagics,
+    StepMagics,
+    BreakMagics,
+    PatchMagics,
+    BenchMagics,
+    DoctorMagics,
+)
 
 
 def load_ipython_extension(ip: Any) -> None:

@@ -20,6 +20,7 @@ from mlx_nb.client.magics.cluster import cluster_parser
 from mlx_nb.client.magics.doctor import doctor_parser
 from mlx_nb.client.magics.model import generate_parser, load_parser
 from mlx_nb.client.magics.parsing import Parser
+from mlx_nb.client.magics.patches import patch_parser
 from mlx_nb.client.magics.step import SUBCOMMANDS as STEP
 from mlx_nb.client.magics.step import step_parser
 from mlx_nb.client.profiles import list_profiles
@@ -38,6 +39,7 @@ _PARSERS: dict[str, Callable[[], Parser]] = {
     "mlx_step": step_parser,
     "mlx_bench": bench_parser,
     "mlx_break": break_parser,
+    "mlx_patch": patch_parser,
     "mlx_doctor": doctor_parser,
 }
 
@@ -73,7 +75,7 @@ def candidates(line: str) -> Sequence[str]:
         return (*_sites(typed), "layer=", "rank=", "token=")
     if magic == "mlx_step" and before[1:] in (["back"], ["b"]):
         return BACKWARDS
-    if magic == "mlx_break" and first:
+    if magic in ("mlx_break", "mlx_patch") and first:
         return _sites(typed)
     table: dict[str, Sequence[str]] = {"mlx_cluster": CLUSTER, "mlx_load": KNOWN_NAMES, "mlx_show": VIEWS}
     if not words[0].startswith("%%"):

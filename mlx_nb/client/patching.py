@@ -1,0 +1,166 @@
+"""Patches in the notebook: context managers that change values on the ranks, and their files."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import cloudpickle
+import numpy as np
+
+from mlx_nb.client.arrays import plain_array
+from mlx_nb.shared.errors import OptionError
+from mlx_nb.shared.patches import FUNCTION, HOW, PatchSpec, TokenWish, parse_tokens
+from mlx_nb.shared.sites import resolve_site
+from mlx_nb.shared.text import format_shape, format_table
+
+if TYPE_CHECKING:
+    from mlx_nb.client.pipe import Pipe
+
+HEAD = ["id", "site", "change", "tokens"]
+
+
+class Patch:
+    """A change that holds until it is removed; use it as a context manager to be sure that it is."""
+
+    def __init__(self, owner: "Patches", spec: PatchSpec) -> None:
+        self._owner = owner
+        self.spec = spec
+
+    @property
+    def id(self) -> int:
+        return self.spec.number
+
+    @property
+    def active(self) -> bool:
+        """Whether it changes values still."""
+        return self.id in self._owner.active
+
+    def remove(self) -> None:
+        """Change nothing any more; does nothing the second time."""
+        self._owner.remove(self.id)
+
+    def save(self, path: str | Path) -> Path:
+        """Write it as ``path.json``, and its array as ``path.safetensors``; `Pipe.load_patch` reads it.
+
+        Raises:
+            OptionError: It is a function, which no file can hold.
+        """
+        from safetensors.numpy import save_file
+
+        spec = self.spec
+        if spec.value is None:
+            raise OptionError(
+                f"The patch at {spec.site} is a function, which cannot be saved.",
+                "Save values: pipe.patch(site, 0.5, how='scale')",
+            )
+        file = Path(path).with_suffix(".json")
+        about = {"site": spec.site, "how": spec.how, "tokens": spec.tokens, "between": spec.between}
+        save_file({"value": np.ascontiguousarray(spec.value)}, str(file.with_suffix(".safetensors")))
+        file.write_text(json.dumps({"mlx_nb": "patch", **about}, indent=1) + "\n")
+        return file
+
+    def row(self) -> list[str]:
+        """Its row in the table."""
+        spec = self.spec
+        if spec.value is None:
+            change = "a function"
+        else:
+            what = f"{spec.value.item():g}" if spec.value.ndim == 0 else format_shape(spec.value.shape, ())
+            change = f"{spec.how} {what}"
+        return [str(self.id), spec.site, change, spec.tokens_text]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def __repr__(self) -> str:
+        state = "" if self.active else "\n removed"
+        return format_table([HEAD, self.row()], right=(0,)) + state
+
+
+class Patches:
+    """All patches of a pipe that are active."""
+
+    def __init__(self, pipe: "Pipe") -> None:
+        self._pipe = pipe
+        self.active: dict[int, Patch] = {}
+        self._last = 0
+
+    def add(self, site: str, what: Any, tokens: TokenWish, how: str) -> Patch:
+        """A new one. Arguments and errors as `Pipe.patch`."""
+        if how not in HOW:
+            raise OptionError(f"A patch cannot {how}.", f"Type one of: {', '.join(HOW)}.")
+        first = self._pipe.shards[0]
+        pattern = resolve_site(site, [path for path, _ in first.modules], first.layer_paths)
+        places, between = parse_tokens(tokens)
+        function, value = b"", None
+        if callable(what) and not hasattr(what, "shape"):
+            function, how = _packed(what), FUNCTION
+        else:
+            value = plain_array(what)
+        self._last += 1
+        spec = PatchSpec(
+            number=self._last,
+            site=site,
+            pattern=pattern,
+            how=how,
+            value=value,
+            function=function,
+            tokens=places,
+            between=between,
+        )
+        self._pipe.call_all("patch", spec)
+        self.active[spec.number] = Patch(self, spec)
+        return self.active[spec.number]
+
+    def load(self, path: str | Path) -> Patch:
+        """One from its files.
+
+        Raises:
+            OptionError: They cannot be read.
+        """
+        from safetensors.numpy import load_file
+
+        file = Path(path).with_suffix(".json")
+        try:
+            about = json.loads(file.read_text())
+            value = load_file(str(file.with_suffix(".safetensors")))["value"]
+            tokens = about["tokens"]
+            wish: TokenWish = tokens
+            if tokens is not None and about["between"]:
+                wish = slice(tokens[0], None if tokens[1] < 0 else tokens[1])
+            site, how = about["site"], about["how"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise OptionError(
+                f"{file} is no saved patch: {error}.", "Save one: pipe.patch(…).save('name')"
+            ) from error
+        return self.add(site, value, wish, how)
+
+    def remove(self, number: int) -> None:
+        """Take one away; does nothing the second time."""
+        if self.active.pop(number, None) is not None and not self._pipe.cluster.remote.ended:
+            self._pipe.call_all("unpatch", number)
+
+    def __iter__(self) -> Iterator[Patch]:
+        return iter(list(self.active.values()))
+
+    def __len__(self) -> int:
+        return len(self.active)
+
+    def __repr__(self) -> str:
+        if not self.active:
+            return "No patches. Make one: with pipe.patch('layers.3.mlp_out', 0): …"
+        return format_table([HEAD, *(one.row() for one in self)], right=(0,))
+
+
+def _packed(function: Callable[..., Any]) -> bytes:
+    try:
+        return cloudpickle.dumps(function)
+    except Exception as error:
+        raise OptionError(
+            f"The function {getattr(function, '__name__', function)} cannot be sent to the ranks: {error}.",
+            "Let it use plain values only; files, locks and connections cannot travel.",
+        ) from error
