@@ -61,6 +61,21 @@ def test_the_lesson_on_cuts_plans_refuses_and_measures(tmp_path: Path) -> None:
     assert "rank 0 → rank 1 · 83 KiB" in said
 
 
+@pytest.mark.cluster
+def test_the_lesson_on_the_debugger_finds_its_bugs_and_checks_itself(tmp_path: Path) -> None:
+    done = run(nbformat.read(LESSONS / "06_the_debugger.ipynb", as_version=4), tmp_path)
+
+    said = "\n".join(text_of(cell) for cell in done.cells if cell.cell_type == "code")
+    assert "model.layers.17.self_attn.k_proj" in said
+    assert "config.json: hidden_size = 576" in said
+    assert said.count("<|endoftext|>") == 8
+    assert "model.layers.5.mlp.up_proj.output, first at" in said
+    assert "Its input was still finite" in said
+    assert said.count("Right: ") == 4
+    for bug in (1, 2, 3):
+        assert f"Bug {bug} is gone" in said
+
+
 def test_a_lesson_that_fails_would_be_noticed(tmp_path: Path) -> None:
     broken = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("%load_ext mlx_nb\n%mlx_generate hi")])
 

@@ -59,5 +59,5 @@ def need_debugger() -> "Debugger":
 def offer(shell: Any, name: str, value: object) -> None:
     """Put an object under the name that messages use for it, unless the user has that name for something else."""
     mine = shell.user_ns.get(name)
-    if mine is None or type(mine) is type(value):
+    if mine is None or isinstance(mine, type(value)) or isinstance(value, type(mine)):
         shell.user_ns[name] = value
