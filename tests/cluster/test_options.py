@@ -23,6 +23,7 @@ from tests.cluster.reference import (
 
 pytestmark = [pytest.mark.cluster]
 
+RARE, LATER = ("quantised later", "eight bits", "presence", "frequency"), pytest.mark.soak
 PROMPT = PROMPTS[TUNED_PROMPT]
 
 
@@ -30,7 +31,7 @@ def tuned(pipe: Pipe, name: str) -> list[int]:
     return pipe.generate(PROMPT, max_tokens=TUNED_TOKENS, seed=SEED, **TUNED[name]).token_ids
 
 
-@pytest.mark.parametrize("name", TUNED)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=LATER if name in RARE else ()) for name in TUNED])
 def test_an_option_gives_the_tokens_of_mlx_lm(pipe3: Pipe, reference: dict[str, Any], name: str) -> None:
     wanted = reference["tuned"][name]["token_ids"]
 

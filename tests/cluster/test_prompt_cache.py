@@ -20,7 +20,9 @@ THEN, COUNT = [3, 77, 12, 50, 9, 41, 8, 20, 33], 10
 SPLITS = {"qwen3": [1, 2, 2], "gemma3": [1, 4, 2], "rwkv7": [2, 1, 2], "deepseek_v3": [1, 3, 1]}
 
 
-@pytest.mark.parametrize("kind", SPLITS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.soak if kind == "deepseek_v3" else ()) for kind in SPLITS]
+)
 def test_any_split_and_mlx_lm_go_on_alike(
     cluster3: Cluster, tcp3: Cluster, tiny_folders: Path, tmp_path: Path, kind: str
 ) -> None:
@@ -74,6 +76,7 @@ def test_text_after_a_prompt_cache_and_trim(pipe2: Pipe, tmp_path: Path) -> None
         len(cache)
 
 
+@pytest.mark.soak
 def test_quantised_and_rotating_ones_too(cluster3: Cluster, pipe2: Pipe, tmp_path: Path) -> None:
     ids = pipe2.encode(PROMPTS[8])
     for name, options in {"packed": {"kv_bits": 8}, "ring": {"max_kv_size": 24}}.items():

@@ -53,7 +53,7 @@ def test_in_small_chunks_on_three_ranks_over_tcp_too(tcp_pipe3: Pipe, reference:
 @pytest.mark.parametrize(
     ("kind", "split"), [("qwen3", [1, 2, 2]), ("gemma3", [1, 4, 2]), ("deepseek_v3", [1, 3, 1])]
 )
-@pytest.mark.parametrize("chunk", [None, 8])
+@pytest.mark.parametrize("chunk", [pytest.param(None, marks=pytest.mark.soak), 8])
 def test_other_architectures_too(
     cluster3: Cluster,
     tiny_folders: Path,
