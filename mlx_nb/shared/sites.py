@@ -16,8 +16,24 @@ from mlx_nb.shared.position import INPUT, OUTPUT, RECV, SEND
 
 # What a short name means inside a layer: candidates by the submodule's own name, first found.
 _ATTENTION = ("self_attn", "attn", "attention", "linear_attn", "mixer", "temporal_block")
+_WITH_HEADS = ("self_attn", "attn", "attention")
 _MLP = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe")
-SHORT_NAMES = ("resid_pre", "resid_post", "attn_out", "mlp_out")
+_BEFORE_MLP = (
+    "pre_feedforward_layernorm",
+    "pre_mlp_layernorm",
+    "post_attention_layernorm",
+    "ffn_norm",
+    "ln_2",
+)
+_AFTER_MLP = "post_feedforward_layernorm"
+_PROJECTIONS = {"q": "q_proj", "k": "k_proj", "v": "v_proj"}
+SHORT_NAMES = (
+    "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z", "pattern", "scores"
+)  # fmt: skip
+_FUSED = ("pattern", "scores")
+
+# TransformerLens' names that are none of a layer's.
+_LENS = {"hook_embed": "embed_tokens.output", "ln_final.hook_normalized": "norm.output"}
 
 
 def resolve_site(site: str, modules: Sequence[str], layer_paths: Sequence[str]) -> str:
@@ -32,15 +48,33 @@ def resolve_site(site: str, modules: Sequence[str], layer_paths: Sequence[str]) 
         SiteError: The model has nothing there; the nearest name is offered.
     """
     wanted = re.sub(r"#\d+", "", site.strip())
-    wanted = re.sub(r"^blocks\.([^.]+)\.hook_", r"layers.\1.", wanted)
+    wanted = _LENS.get(wanted, wanted)
+    wanted = re.sub(r"^blocks\.([^.]+)\.(?:attn\.|mlp\.)?hook_(?:attn_(?=scores))?", r"layers.\1.", wanted)
     if wanted in (SEND, RECV, "logits"):
         return wanted
     known = _sites(modules)
     prefix = layer_paths[0].rpartition(".")[0] if layer_paths else ""  # model.layers
-    expanded = _expand(wanted, prefix)
+    tail = wanted.rpartition(".")[2]
+    if tail in _FUSED:
+        if not any(path.rpartition(".")[2] in _WITH_HEADS for path in modules):
+            raise SiteError(f"'{site}' is not observable: this model has no attention.", "Type: pipe.sites()")
+        raise SiteError(
+            f"'{site}' is not observable: scores and pattern are made inside the fused attention, never as values.",
+            f"Look at {wanted.rpartition('.')[0]}.q and .k before it, or at .z behind it.",
+        )
+    expanded = _expand(wanted, prefix, post_norm=_is_post_norm(modules))
     for candidate in expanded:
         if any(matches(name, candidate) for name in known):
             return candidate
+    if tail in SHORT_NAMES:
+        number = re.search(r"\.(\d+)\.[^.]+$", wanted)
+        if number and int(number[1]) >= len(layer_paths):
+            raise SiteError(f"No site '{site}'.", f"The layers are 0–{len(layer_paths) - 1}.")
+        looked = ", ".join(dict.fromkeys(name.split(".")[-2] for name in expanded))
+        raise SiteError(
+            f"'{site}' is not observable in this model: its layers have none of {looked}.",
+            "Type: pipe.sites() for what they have.",
+        )
     raise SiteError(f"No site '{site}'.", _suggest(expanded[0], known, prefix))
 
 
@@ -68,10 +102,27 @@ def _sites(modules: Sequence[str]) -> list[str]:
     return [f"{path}.{kind}" for path in modules if path for kind in (INPUT, OUTPUT)]
 
 
-def _expand(wanted: str, prefix: str) -> list[str]:
+def _is_post_norm(modules: Sequence[str]) -> bool:
+    """Whether layers normalise only behind their blocks, so that a block takes the residual stream itself."""
+    names = {path.rpartition(".")[2] for path in modules}
+    return _AFTER_MLP in names and not names & {"pre_feedforward_layernorm", "pre_mlp_layernorm"}
+
+
+def _expand(wanted: str, prefix: str, *, post_norm: bool = False) -> list[str]:
     """Every full spelling that a short one may mean, the likeliest first."""
     head, _, tail = wanted.rpartition(".")
+    middle = _MLP if post_norm else _BEFORE_MLP
     means = {
+        "resid_mid": [f"{head}.{name}.{INPUT}" for name in middle],
+        "z": [
+            f"{head}.{name}.{leaf}.{INPUT}"
+            for leaf in ("o_proj", "out_proj", "dense")
+            for name in _WITH_HEADS
+        ],
+        **{
+            short: [f"{head}.{name}.{leaf}.{OUTPUT}" for name in _ATTENTION]
+            for short, leaf in _PROJECTIONS.items()
+        },
         "resid_pre": [f"{head}.{INPUT}"],
         "resid_post": [f"{head}.{OUTPUT}"],
         "attn_out": [f"{head}.{name}.{OUTPUT}" for name in _ATTENTION],

@@ -87,3 +87,53 @@ def test_paths_are_shown_short() -> None:
     assert short_spelling("model.layers.3.mlp", LAYERS) == "layers.3.mlp"
     assert short_spelling("transformer.h.1", OTHER) == "h.1"
     assert short_spelling("lm_head", LAYERS) == "lm_head"
+
+
+_LAYERS = [f"model.layers.{i}" for i in range(3)]
+
+
+def _model(*inside: str) -> list[str]:
+    return [
+        "model",
+        "model.embed_tokens",
+        *(p for one in _LAYERS for p in [one, *(f"{one}.{n}" for n in inside)]),
+    ]
+
+
+_ATTENDS = ["self_attn", "self_attn.q_proj", "self_attn.o_proj", "mlp", "post_attention_layernorm"]
+
+
+@pytest.mark.parametrize(
+    ("inside", "typed", "meant"),
+    [
+        (_ATTENDS, "layers.1.resid_mid", "model.layers.1.post_attention_layernorm.input"),
+        ([*_ATTENDS, "pre_feedforward_layernorm"], "layers.1.resid_mid", "model.layers.1.pre_feedforward_layernorm.input"),
+        ([*_ATTENDS, "post_feedforward_layernorm"], "layers.1.resid_mid", "model.layers.1.mlp.input"),
+        (_ATTENDS, "layers.*.q", "model.layers.*.self_attn.q_proj.output"),
+        (_ATTENDS, "blocks.2.attn.hook_z", "model.layers.2.self_attn.o_proj.input"),
+        (_ATTENDS, "blocks.2.hook_resid_mid", "model.layers.2.post_attention_layernorm.input"),
+        (_ATTENDS, "hook_embed", "model.embed_tokens.output"),
+    ],
+)  # fmt: skip
+def test_short_names_follow_how_the_model_is_built(inside: list[str], typed: str, meant: str) -> None:
+    assert resolve_site(typed, _model(*inside), _LAYERS) == meant
+
+
+@pytest.mark.parametrize(
+    ("inside", "typed", "why"),
+    [
+        (
+            ["mixer", "mixer.out_proj"],
+            "layers.1.q",
+            r"not observable in this model: its layers have none of q_proj\.",
+        ),
+        (["mixer", "mixer.out_proj"], "layers.1.scores", "this model has no attention"),
+        (_ATTENDS, "blocks.1.attn.hook_pattern", "made inside the fused attention, never as values"),
+        (_ATTENDS, "layers.9.resid_mid", "The layers are 0–2"),
+    ],
+)
+def test_what_a_model_does_not_have_is_refused_with_the_reason(
+    inside: list[str], typed: str, why: str
+) -> None:
+    with pytest.raises(SiteError, match=why):
+        resolve_site(typed, _model(*inside), _LAYERS)
