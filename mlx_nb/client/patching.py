@@ -139,6 +139,11 @@ class Patches:
             ) from error
         return self.add(site, value, wish, how)
 
+    def renew(self) -> None:
+        """Tell ranks that have loaded the model anew."""
+        for one in self.active.values():
+            self._pipe.call_all("patch", one.spec)
+
     def remove(self, number: int) -> None:
         """Take one away; does nothing the second time."""
         if self.active.pop(number, None) is not None and not self._pipe.cluster.remote.ended:

@@ -96,6 +96,7 @@ class Pipe:
             raise
         self._unloaded = False
         self.plan = self._make_plan()
+        self.patches.renew()
         self._enter()
         return self
 

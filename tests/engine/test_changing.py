@@ -222,3 +222,14 @@ def test_mistakes_in_patches_are_one_line(pipe: LoopbackPipe) -> None:
             dbg.run()
     with pipe.begin_at() as dbg:
         assert dbg.run().kind == "end"
+
+
+def test_ranks_that_load_anew_are_told_the_patches_again(pipe: LoopbackPipe) -> None:
+    wanted = logits_of(pipe)
+    with pipe.patch("layers.3.output", 0.5, how="scale"):
+        changed = logits_of(pipe)
+        for stage in pipe.stages:
+            stage.patches.remove(1)
+        assert logits_of(pipe) == wanted  # the control: they have forgotten
+        pipe.patches.renew()
+        assert logits_of(pipe) == changed
