@@ -11,14 +11,26 @@ if TYPE_CHECKING:
     from mlx_nb.client.current import current
     from mlx_nb.client.doctor import doctor
     from mlx_nb.client.planning import plan, sites
+    from mlx_nb.client.trace_file import open_trace
     from mlx_nb.shared.errors import MlxNbError, RunFinished
 
-__all__ = ["Cluster", "MlxNbError", "RunFinished", "__version__", "current", "doctor", "plan", "sites"]
+__all__ = [
+    "Cluster",
+    "MlxNbError",
+    "RunFinished",
+    "__version__",
+    "current",
+    "doctor",
+    "open_trace",
+    "plan",
+    "sites",
+]
 
 _HOME = {
     "Cluster": "mlx_nb.client.cluster",
     "current": "mlx_nb.client.current",
     "doctor": "mlx_nb.client.doctor",
+    "open_trace": "mlx_nb.client.trace_file",
     "plan": "mlx_nb.client.planning",
     "sites": "mlx_nb.client.planning",
     "MlxNbError": "mlx_nb.shared.errors",

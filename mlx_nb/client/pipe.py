@@ -19,6 +19,7 @@ from mlx_nb.client.generation import Generation, Generations, Piece
 from mlx_nb.client.patching import Patch, Patches
 from mlx_nb.client.processors import read_options
 from mlx_nb.client.streaming import FreeRun
+from mlx_nb.shared.capture import BUDGET_BYTES
 from mlx_nb.shared.errors import ClusterError, MlxNbError, NoModelError, OptionError, PromptError
 from mlx_nb.shared.ids import Rank
 from mlx_nb.shared.kv_report import KVReport
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from mlx_nb.client.debugger import Debugger
     from mlx_nb.client.kv import KVCaches
     from mlx_nb.client.remote import OnEvent, Pending
+    from mlx_nb.client.tracing import LiveTrace, Sites
 
 
 UNLOAD_TIMEOUT_S = 30.0
@@ -58,6 +60,7 @@ class Pipe:
         last: The last run's `Generation`, interrupted ones too, or several prompts' list; None before the first.
         breakpoints: Where its runs stand still; set with `break_at`.
         patches: What changes values in its runs; made with `patch`.
+        tracing: The trace that records its runs now; None for none.
     """
 
     def __init__(self, cluster: "Cluster", name: str, wishes: dict[str, Any]) -> None:
@@ -68,6 +71,7 @@ class Pipe:
         self.last: Any = None
         self.breakpoints = Breakpoints(self)
         self.patches = Patches(self)
+        self.tracing: LiveTrace | None = None
         self._wishes = wishes
         self._lock = threading.RLock()
         self._unloaded = False
@@ -356,7 +360,12 @@ class Pipe:
         # A message's tag: positive, and the same on every rank. Random, since several kernels may attach.
         run_id = secrets.randbelow(2**30 - 1) + 1
         return RunRequest(
-            run_id=run_id, tokens=tuple(ids), options=options, kind=kind, stop_ids=self._shards[0].stop_ids
+            run_id=run_id,
+            tokens=tuple(ids),
+            options=options,
+            kind=kind,
+            stop_ids=first.stop_ids,
+            trace=self.tracing.wish(ids) if self.tracing is not None else None,
         )
 
     def _request_with(self, prompt: Prompt, options: dict[str, Any]) -> RunRequest:
@@ -500,6 +509,45 @@ class Pipe:
             OptionError: The condition is no expression, or a number is out of range.
         """
         return self.breakpoints.add(site, when, rank, token, once=once, ignore=ignore)
+
+    def trace(
+        self,
+        prompt: Prompt | None = None,
+        sites: "Sites" = "layers.*.resid_post",
+        max_tokens: int = 0,
+        *,
+        budget_bytes: int = BUDGET_BYTES,
+        **options: Any,
+    ) -> "LiveTrace":
+        """Record values while a prompt goes through, and while tokens are generated after it.
+
+        ``trace["layers.3.resid_post"]`` is then a `Capture`. Without a prompt it is a context manager:
+        ``with pipe.trace(sites=…) as trace: …`` records the runs inside, stepped ones too.
+
+        Args:
+            prompt: As for `generate`.
+            sites: A site, an alias or a glob, several with commas between them, or a list.
+            max_tokens: Tokens to generate; 0 feeds the prompt alone. The last token is sampled, not fed.
+            budget_bytes: The most that a rank holds of this pipe's traces; the least recently used values go first.
+            **options: As `generate`.
+
+        Raises:
+            SiteError: The model has no such site.
+            OptionError: An option is wrong, or a trace of this pipe is recording already.
+            MlxNbError: As `generate`.
+        """
+        from mlx_nb.client.tracing import LiveTrace
+
+        self._check()
+        trace = LiveTrace(self, sites, budget_bytes)
+        if prompt is not None:
+            trace.run(prompt, max_tokens, options)
+        elif options or max_tokens:
+            raise OptionError(
+                "Without a prompt a trace runs nothing, so it takes no max_tokens and no options of a run.",
+                "Type: with pipe.trace(sites=…) as trace: pipe.generate(…, max_tokens=16)",
+            )
+        return trace
 
     def show(self, view: str = "step", argument: str = "") -> None:
         """Open a view in the notebook: ``step``, ``plan``, ``kv``, ``shapes``, ``cluster``, or ``tokens`` of a prompt.

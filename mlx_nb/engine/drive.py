@@ -111,6 +111,7 @@ class Driver:
         if run.probe is None:
             run.probe = Probe(run)
             run.stage.hooks.acquire()
+        run.probe.keeps_past = True
         run.probe.stride = stride
         run.probe.breaks.arm(breaks)
         run.probe.interrupted = lambda: self.interrupt.requested
@@ -238,7 +239,7 @@ def _text(run: Run) -> dict[str, Any]:
 def _times(run: Run) -> RankTimes:
     """When it computed and waited. A stepped run has no timeline: it would show the user thinking."""
     run.clock.turn("")
-    return run.clock.times() if run.probe is None else RankTimes()
+    return run.clock.times() if run.probe is None or not run.probe.keeps_past else RankTimes()
 
 
 def _logits(run: Run) -> np.ndarray | None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from mlx_nb.engine import events, prompt_cache
 from mlx_nb.engine.capacity import capacity
+from mlx_nb.engine.captures import Key
 from mlx_nb.engine.drive import Driver
 from mlx_nb.engine.inspect_frame import evaluate_in_frame, locals_of_frame
 from mlx_nb.engine.interrupt import Interrupt
@@ -27,13 +28,14 @@ from mlx_nb.engine.stage import Stage
 from mlx_nb.engine.stop import replace_first
 from mlx_nb.engine.transfer import as_numpy
 from mlx_nb.shared.breaks import Break
+from mlx_nb.shared.capture import Index, SiteRecord
 from mlx_nb.shared.errors import NoModelError, RunError
 from mlx_nb.shared.kept import KeptState
 from mlx_nb.shared.kv_report import KVReport
 from mlx_nb.shared.loaded import LoadedShard
 from mlx_nb.shared.outcome import Outcome, Past
 from mlx_nb.shared.patches import PatchSpec
-from mlx_nb.shared.position import Argument, Position
+from mlx_nb.shared.position import Argument, Position, Summary
 from mlx_nb.shared.request import Prompt, RunRequest
 from mlx_nb.shared.strides import Stride, came_past
 from mlx_nb.shared.tokens import PromptTokens
@@ -410,6 +412,28 @@ def drop_kept(pipe_id: str, name: str) -> None:
     stage_of(pipe_id).kept.pop(name, None)
 
 
+def captures(pipe_id: str, trace_id: str) -> list[SiteRecord]:
+    """What a trace has recorded on this rank."""
+    return stage_of(pipe_id).captures.records(trace_id)
+
+
+def capture_slices(pipe_id: str, wanted: Sequence[tuple[Key, Sequence[int], int, Index]]) -> list[np.ndarray]:
+    """Slices of recorded values; bfloat16 as bits. Raises as `CaptureStore.slice`."""
+    store = stage_of(pipe_id).captures
+    return [store.slice(*one) for one in wanted]
+
+
+def capture_summaries(pipe_id: str, wanted: Sequence[tuple[Key, Sequence[int], int]]) -> list[Summary]:
+    """Recorded values in numbers. Raises as `CaptureStore.summary`."""
+    store = stage_of(pipe_id).captures
+    return [store.summary(*one) for one in wanted]
+
+
+def drop_trace(pipe_id: str, trace_id: str) -> None:
+    """Forget what a trace has recorded."""
+    stage_of(pipe_id).captures.forget(trace_id)
+
+
 def stage_of(pipe_id: str) -> Stage:
     """A loaded pipe's share.
 
@@ -468,6 +492,10 @@ CALLS: dict[str, Callable[..., Any]] = {
         kv_report,
         kv_slice,
         kv_trim,
+        captures,
+        capture_slices,
+        capture_summaries,
+        drop_trace,
         kept_state,
         drop_kept,
         save_prompt_cache,

@@ -31,7 +31,7 @@ class Probe:
     """
 
     def __init__(self, run: "Run", *, keeps_past: bool = True) -> None:
-        """Of a run that is stepped; one that only carries patches through a free run keeps no past."""
+        """Of a run that is stepped; one that only changes or records values in a free run keeps no past."""
         self.run = run
         self.keeps_past = keeps_past
         self.stride = Stride(name="run")
@@ -136,3 +136,5 @@ class Probe:
         if halt or self.interrupted():
             stop.stack = tuple(self._stack)
             self.run.switch(stop)
+        if self.run.recorder is not None:
+            self.run.recorder.saw(stop)  # last: what the pass goes on with

@@ -13,6 +13,7 @@ import greenlet
 import mlx.core as mx
 import numpy as np
 
+from mlx_nb.engine.captures import Recorder
 from mlx_nb.engine.clock import Clock
 from mlx_nb.engine.context import ACTIVE
 from mlx_nb.engine.crossing import Crossing
@@ -93,6 +94,7 @@ class Run:
         clock: When this rank computed, waited and sent.
         stop: Where it stands; None where it does not stand at a site.
         fallen: Where its pass raised.
+        recorder: What it records; None for nothing.
         history: What it was before each pass, as long as it is stepped.
         log: The events of the last passes.
         edits, forced: Values that were put in at stops, and tokens put in place of sampled ones.
@@ -117,6 +119,7 @@ class Run:
         self.state = "running"
         self.finish = ""
         self.probe: Probe | None = None
+        self.recorder = Recorder(self, request.trace) if request.trace is not None else None
         self.passes: list[tuple[str, int, float]] = []
         self.clock = Clock()
         self.patience = Patience()
@@ -203,7 +206,7 @@ class Run:
             logits = self._forward(self.batch.end - 1, self.batch.end, "decode", final=True)
         else:
             logits = self._prefill(self._resume.start if self._resume else 0)
-        if self.request.kind == "logits":
+        if self.request.kind != "generate":
             return
         while True:
             answers = self._next_tokens(logits)
@@ -245,7 +248,7 @@ class Run:
         options = self.request.options
         # A pass over several prompts shall take no longer than one over one: an interrupt waits for it.
         size = options.prefill_step_size or max(8, self.stage.prefill_step_size // len(self.batch.rows))
-        whole = total - 1 if options.kv_differs and self.request.kind == "generate" else total
+        whole = total - 1 if options.kv_differs and self.request.kind != "logits" else total
         chunks = [(start, min(start + size, whole)) for start in range(self.request.reused, whole, size)]
         return chunks if whole == total else [*chunks, (whole, total)]
 
@@ -263,6 +266,8 @@ class Run:
         )
         if self.probe:
             self.probe.begin_pass()
+        if self.recorder:
+            self.recorder.begin_pass(start)
         inputs = self.batch.inputs(start, stop)  # [B, L]
         output = self.stage.model(inputs, cache=self.kv)  # [B, L, V], evaluated only where it is used
         options = self.request.options
@@ -282,6 +287,8 @@ class Run:
                 logits = output[:, -1, :]
                 mx.eval(logits)
             mx.eval(self._kv_arrays())
+        if self.recorder:
+            self.recorder.end_pass()
         self.passes.append((phase, stop - start, time.perf_counter() - began))
         return logits
 

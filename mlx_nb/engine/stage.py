@@ -14,6 +14,7 @@ import numpy as np
 from mlx.utils import tree_unflatten
 
 from mlx_nb.engine.adapters import Adapter
+from mlx_nb.engine.captures import CaptureStore
 from mlx_nb.engine.crossing import Crossing
 from mlx_nb.engine.cuts import Cuts, legal_cuts
 from mlx_nb.engine.history import trimmed
@@ -70,6 +71,7 @@ class Stage:
         transport: The links to the other ranks.
         prompter: The tokenizer.
         runs: The runs that are open here, by id.
+        captures: What traces have recorded.
         parents: Paths of the modules that have submodules.
         order: Module paths in the order in which one pass first calls them.
         repeated: Paths of the modules that one pass calls more than once.
@@ -112,6 +114,7 @@ class Stage:
 
     def _begin_without_runs(self) -> None:
         self.runs: dict[int, Run] = {}
+        self.captures = CaptureStore(self.rank)
         self.last_kv: list[Any] = []
         self.kept: dict[str, KeptKV] = {}
         self.last_run: Run | None = None
@@ -263,6 +266,9 @@ class Stage:
     def open_run(self, request: RunRequest) -> Run:
         """Take part in a run from here on."""
         run = Run(self, request)
+        if run.recorder is not None:
+            run.probe = Probe(run, keeps_past=False)
+            self.hooks.acquire()
         self.runs[request.run_id] = run
         return run
 

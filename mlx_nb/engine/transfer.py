@@ -3,10 +3,11 @@
 import mlx.core as mx
 import numpy as np
 
+from mlx_nb.shared import capture
 from mlx_nb.shared.errors import TransferTooLargeError
 from mlx_nb.shared.text import format_size
 
-MAX_TRANSFER_BYTES = 64 * 1024 * 1024
+MAX_TRANSFER_BYTES = capture.MAX_TRANSFER_BYTES
 
 
 def as_numpy(array: mx.array) -> np.ndarray:

@@ -106,6 +106,10 @@ class SiteError(MlxNbError):
     """No such site in this model, or it is not observable."""
 
 
+class TraceError(MlxNbError):
+    """A recorded value is no longer there, or a trace's file cannot be used."""
+
+
 class ValueShapeError(MlxNbError):
     """A value that was assigned does not fit where it should go."""
 

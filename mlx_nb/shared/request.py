@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from mlx_nb.shared.capture import TraceWish
 from mlx_nb.shared.errors import OptionError
 
 KEPT_TOKENS = 4
@@ -190,12 +191,13 @@ class RunRequest:
             interrupted run left in flight is never taken for the next run's.
         tokens: The prompt's token ids.
         options: How to go on from there.
-        kind: ``generate``, or ``logits`` (all positions' logits, nothing generated).
+        kind: ``generate``, ``prefill`` (nothing is generated), or ``logits`` (as that, and all positions' logits).
         stop_ids: Tokens that end the run.
         kept: The name of KV caches that the ranks keep, which this run goes on with; empty for fresh ones.
         reused: How many of `tokens` those hold already; they are cut back to as many.
         others: The prompts beside `tokens`, where several run at once.
         keeps: Whether the run's KV caches are kept under that name once it has ended.
+        trace: What it records; None for nothing.
     """
 
     run_id: int
@@ -207,6 +209,7 @@ class RunRequest:
     reused: int = 0
     keeps: bool = False
     others: tuple[tuple[int, ...], ...] = ()
+    trace: TraceWish | None = None
 
     @property
     def prompts(self) -> tuple[tuple[int, ...], ...]:

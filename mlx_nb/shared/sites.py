@@ -98,6 +98,23 @@ def short_spelling(path: str, layer_paths: Sequence[str]) -> str:
     return path.removeprefix(f"{prefix}.") if prefix else path
 
 
+def alias_of(site: str, layer_paths: Sequence[str]) -> str:
+    """The short name of a site; empty if it has none.
+
+    >>> alias_of("model.layers.0.output", ["model.layers.0"])
+    'resid_post'
+    >>> alias_of("model.layers.0.mlp.output", ["model.layers.0"])
+    'mlp_out'
+    """
+    module, _, kind = site.rpartition(".")
+    if module in layer_paths:
+        return {INPUT: "resid_pre", OUTPUT: "resid_post"}.get(kind, "")
+    layer, _, name = module.rpartition(".")
+    if layer not in layer_paths or kind != OUTPUT:
+        return ""
+    return "attn_out" if name in _ATTENTION else "mlp_out" if name in _MLP else ""
+
+
 def _sites(modules: Sequence[str]) -> list[str]:
     return [f"{path}.{kind}" for path in modules if path for kind in (INPUT, OUTPUT)]
 
