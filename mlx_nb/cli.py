@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from mlx_nb.client.options import (
     add_bench_options,
@@ -14,6 +14,7 @@ from mlx_nb.client.options import (
     add_model_options,
     generation_options,
     model_wishes,
+    near_option,
 )
 from mlx_nb.shared.console_words import in_console
 from mlx_nb.shared.errors import MlxNbError
@@ -24,7 +25,9 @@ QUESTION = "What is the capital of France?"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; its exit status."""
     parser = build_parser()
-    found = parser.parse_args(argv)
+    found, unknown = parser.parse_known_args(argv)
+    if unknown:
+        getattr(found, "parser", parser).error(f"unrecognized arguments: {' '.join(unknown)}")
     if not hasattr(found, "command"):
         parser.print_help()
         return 2
@@ -43,11 +46,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
 
 
+class _Parser(argparse.ArgumentParser):
+    """Complains in two lines, as the errors do; the usage is a ``--help`` away."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and leave with 2."""
+        self.exit(2, f"{self.prog}: {message}.{near_option(self, message)} Type: {self.prog} --help\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all subcommands."""
     from importlib.metadata import version
 
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="mlx-nb",
         description="Step through distributed LLM inference: MLX models over MPI ranks.",
         allow_abbrev=False,
@@ -103,7 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _command(commands: Any, name: str, function: Callable[..., int], text: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-    parser.set_defaults(command=function, name=name)
+    parser.set_defaults(command=function, name=name, parser=parser)
     return parser
 
 

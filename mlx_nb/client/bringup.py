@@ -5,11 +5,13 @@ import os
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
 import ipyparallel as ipp
+import psutil
 from traitlets.config import Config
 
 from mlx_nb.client import launch, logs, records, watchdog
@@ -156,11 +158,13 @@ def _start_engines(running: Running, deadline_s: float, tell: Progress) -> None:
     running.client = connect(running.record.folder, running.record.name, _left(deadline_s))
     tell("controller", 1, 1)
     told = -1
+    seen: set[int] = set()
     while (found := len(running.client.ids)) < count:
         if found != told:
             tell("engines", found, count)
             told = found
         _check_around(running)
+        _check_engines(running, seen)
         if time.monotonic() > deadline_s:
             raise TimeoutError
         time.sleep(0.02)
@@ -173,6 +177,30 @@ def _check_around(running: Running) -> None:
         process = running.process(role)
         if process and not process.alive:
             raise _EndedError(f"{name} ended before the ranks were up.")
+
+
+ENGINE_MODULE = "ipyparallel.engine"
+
+
+def _check_engines(running: Running, seen: set[int]) -> None:
+    """Raise if an engine's process has ended: mpirun goes on without it, and nobody would say so before the deadline."""
+    root = running.process("mpirun")
+    parents: dict[int, int] = {}
+    for process in descendants(root) if root else []:
+        with suppress(psutil.Error):
+            if ENGINE_MODULE in process.cmdline():
+                parents[process.pid] = process.ppid()
+    # What an engine forks looks like it for a moment: only those that mpirun started count.
+    seen |= {pid for pid, parent in parents.items() if parent not in parents}
+    if not all(map(_runs, seen)):
+        raise _EndedError("a rank's process ended before it had answered.")
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
 
 
 def _greet(running: Running, deadline_s: float, tell: Progress) -> None:

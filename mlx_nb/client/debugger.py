@@ -363,13 +363,13 @@ class Debugger(GoingBack, Changing):
         self._check_open()
 
     def _check_open(self) -> None:
+        if self.closed and not self.done:
+            raise RunFinished("This stepper was closed.", "Begin again: dbg.restart()")
         if self.done:
             raise RunFinished(
                 f"The run has finished with {len(self.gen.token_ids)} tokens ({self.gen.finish_reason}).",
                 "Look at dbg.gen.text, or begin again: dbg.restart()",
             )
-        if self.closed:
-            raise RunFinished("This stepper was closed.", "Begin again: dbg.restart()")
 
     def _ask(self, name: str, *args: Any, rank: int | None = None) -> Any:
         where = self._active if rank is None else Rank(rank)

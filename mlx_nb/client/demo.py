@@ -5,6 +5,7 @@ from typing import Any
 
 from mlx_nb.client.cluster import Cluster
 from mlx_nb.client.debugger import Debugger
+from mlx_nb.client.fetch import check_model
 from mlx_nb.client.pipe import Pipe, parse_split
 from mlx_nb.client.progress import ProgressLine
 from mlx_nb.client.stream_out import stream_to_screen
@@ -18,10 +19,11 @@ def run_demo(
     question: str, model: str, ranks: int | None, hosts: Sequence[str] | None, profile: str | None
 ) -> int:
     """Show the whole of it: the plan, the answer, one pass in stops across the ranks."""
+    check_model(model)
     with ProgressLine() as progress:
         cluster = Cluster.start(ranks, hosts, profile, progress=progress.tell)
     with cluster:
-        print(cluster.status(), end="\n\n")
+        print(str(cluster.status()).replace("ends with this kernel", "ends with this command"), end="\n\n")
         with ProgressLine() as progress:
             pipe = cluster.load(model, on_event=progress.on_event)
         print(pipe.plan, end="\n\n")
@@ -84,6 +86,7 @@ def run_generate(
     parse_split(wishes["split"])
     if not prompt.strip():
         raise PromptError("The prompt is empty.", 'Type: mlx-nb generate "What is the capital of France?"')
+    check_model(model)
     with ProgressLine() as progress:
         cluster = Cluster.start(where["ranks"], where["hosts"], where["profile"], progress=progress.tell)
     with cluster:

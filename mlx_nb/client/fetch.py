@@ -6,8 +6,20 @@ from pathlib import Path
 
 from mlx_nb.client.json_lines import follow
 from mlx_nb.shared.errors import ModelError
+from mlx_nb.shared.models import EMBEDDED, KNOWN_NAMES
 
 Progress = Callable[[str, int, int], None]
+
+
+def check_model(name: str) -> None:
+    """Say at once that a name cannot be a model: a folder or an id may turn out to be none, later.
+
+    Raises:
+        ModelError: It is neither the embedded model, nor a known name, a folder or a Hugging Face id.
+    """
+    known = name == EMBEDDED or any(one.endswith(f"/{name}") for one in KNOWN_NAMES)
+    if not known and "/" not in name and not Path(name).expanduser().exists():
+        fetch_model(name, lambda *_: None)  # it cannot succeed, and says what is near
 
 
 def fetch_model(name: str, progress: Progress) -> Path:

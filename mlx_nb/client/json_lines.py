@@ -5,7 +5,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Generator, Sequence
+from contextlib import suppress
 from typing import Any
+
+LAST_WORD_S = 0.5
 
 
 def follow(module: str, *arguments: str) -> Generator[dict[str, Any], None, None]:
@@ -24,5 +27,7 @@ def follow(module: str, *arguments: str) -> Generator[dict[str, Any], None, None
             for line in process.stdout:
                 yield json.loads(line)
         finally:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(LAST_WORD_S)  # it may just have said its last word, and be about to end
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)

@@ -1,6 +1,7 @@
 """The options of generation, once for all: the magics and the console script read them the same way."""
 
 import argparse
+import difflib
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +41,16 @@ _OPTIONS: tuple[tuple[str, Callable[[str], Any], str], ...] = (
     ("--kv-group-size", int, "its group size: 32, 64 or 128 (64)"),
     ("--quantized-kv-start", int, "tokens from which on it is quantised (0)"),
 )
+
+
+def near_option(parser: argparse.ArgumentParser, message: str) -> str:
+    """What a parser's complaint about an option may have meant, as a sentence; nothing if nothing is near."""
+    _, unknown, words = message.partition("unrecognized arguments: ")
+    if not unknown:
+        return ""
+    known = [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
+    near = difflib.get_close_matches(words.split()[0], known, n=1)
+    return f" Did you mean {near[0]}?" if near else ""
 
 
 def add_generation_options(parser: argparse.ArgumentParser) -> None:

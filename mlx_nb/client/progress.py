@@ -24,6 +24,11 @@ class ProgressLine:
         if self._quiet:
             return
         with self._lock:
+            if _into_a_file():
+                if stage != self._stage:  # a bar that is drawn again and again would fill it
+                    self._stage = stage
+                    print(stage, file=_stream(), flush=True)
+                return
             if self._bar is None or stage != self._stage:
                 self._end()
                 self._stage = stage
@@ -64,8 +69,15 @@ class ProgressLine:
             self._end()
 
 
+def _in_notebook() -> bool:
+    shell = sys.modules.get("ipykernel.zmqshell")
+    return shell is not None and bool(shell.ZMQInteractiveShell.initialized())
+
+
+def _into_a_file() -> bool:
+    return not _in_notebook() and not _stream().isatty()
+
+
 def _stream() -> TextIO:
     """Stderr in a terminal; a notebook paints that red, even once the line has been taken away."""
-    shell = sys.modules.get("ipykernel.zmqshell")
-    in_notebook = shell is not None and shell.ZMQInteractiveShell.initialized()
-    return sys.stdout if in_notebook else sys.stderr
+    return sys.stdout if _in_notebook() else sys.stderr

@@ -86,6 +86,7 @@ def _run(link: MpiLink, model: str, prompt: str, wishes: dict[str, Any], options
         shown = (
             f"{stage.shard.describe()} · {len(outcome.token_ids)} tokens · {outcome.finish or outcome.kind}"
         )
-        print(f"\n[{link.size} ranks, the last one with {shown}]", flush=True)
+        ranks = f"{link.size} rank{'s' if link.size > 1 else ''}"
+        print(f"\n[{ranks}, the last with {shown}]", flush=True)
     MPI.COMM_WORLD.Barrier()
     return 0 if outcome.kind == "finished" else 130

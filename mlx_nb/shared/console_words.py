@@ -12,6 +12,7 @@ def in_console(text: str, command: str) -> str:
     again = f"mlx-nb {command}"
     option = "" if command == "fetch" else "--model "
     for magic, here in (
+        (r"%env (\w+)=(\S+),?", rf"\1=\2 {again}"),
         (r"%mlx_load (MODEL )?(?=--)", f"{again} "),
         (r"%mlx_load ", f"{again} {option}"),
         (r"%mlx_cluster restart", f"{again}, once more"),

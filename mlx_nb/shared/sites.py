@@ -151,11 +151,22 @@ def _expand(wanted: str, prefix: str, *, post_norm: bool = False) -> list[str]:
     return [start + name for name in plain for start in starts]
 
 
+def _beyond(stem: str, modules: Sequence[str]) -> str:
+    """What to say of a layer that the model does not have."""
+    number = re.search(r"\blayers\.(\d+)", stem)
+    known = [int(found[1]) for name in modules if (found := re.search(r"\blayers\.(\d+)", name))]
+    if not number or not known or int(number[1]) <= max(known):
+        return ""
+    return f"The layers are 0–{max(known)}."
+
+
 def _suggest(wanted: str, known: Sequence[str], prefix: str) -> str:
     """The nearest module, with the kind that was asked for: kinds alone are alike everywhere."""
     parent = prefix.rpartition(".")[0]
     stem, _, kind = wanted.removeprefix(f"{parent}.").rpartition(".")
     modules = [name.rpartition(".")[0].removeprefix(f"{parent}." if parent else "") for name in known]
+    if beyond := _beyond(stem, modules):
+        return beyond
     near = difflib.get_close_matches(stem, modules, n=1, cutoff=0.5)
     if not near:
         return "Type: dbg.where() to see the modules here."

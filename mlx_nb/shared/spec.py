@@ -207,7 +207,7 @@ class ClusterStatus:
         for process in self.others:
             roles.setdefault(process.role, []).append(f"{process.pid} ({format_size(process.memory_bytes)})")
         listed = " · ".join(f"{role} {', '.join(pids)}" for role, pids in roles.items())
-        return f"{listed} · together {format_size(total)}" if listed else ""
+        return f"{listed} · these together {format_size(total)}" if listed else ""
 
     def __str__(self) -> str:
         """Title, ranks, and the processes around them."""

@@ -103,7 +103,7 @@ def test_the_status_adds_the_processes_around_the_ranks() -> None:
     status = ClusterStatus(name="local-7f3a", ending="ends with this kernel", ranks=ranks(), others=others)
 
     assert repr(status).splitlines()[-1] == (
-        " mpirun 5 (12 MiB) · nanny 6 (40 MiB), 7 (40 MiB) · together 92 MiB"
+        " mpirun 5 (12 MiB) · nanny 6 (40 MiB), 7 (40 MiB) · these together 92 MiB"
     )
     assert str(ClusterStatus(name="x", ending="")) == "Cluster x · stopped"
 

@@ -7,7 +7,9 @@ from IPython.core.magic import Magics, line_magic, magics_class, no_var_expand
 from mlx_nb.client.magics.parsing import Parser, one_line_errors, parse_words
 from mlx_nb.client.magics.state import need_pipe
 from mlx_nb.shared.errors import OptionError
+from mlx_nb.shared.magic_words import in_magics
 
+CONDITIONS = ("nonfinite", "shape", "dtype")
 _IF = re.compile(r"(?:^|\s)--if(?:\s+|=|$)")
 
 _HELP = """let every run, stepped or free, stand still at a site; alone, list where
@@ -23,7 +25,8 @@ rms, absmax, nan, inf, shape, dtype, layer, token, value and the model's own nam
 
 def break_parser() -> Parser:
     """The options of ``%mlx_break``."""
-    parser = Parser("%mlx_break", _HELP)
+    usage = "%mlx_break [SITE] [--rank N] [--token N] [--once] [--ignore N] [--if EXPR]\n       %mlx_break --delete|--enable|--disable N"
+    parser = Parser("%mlx_break", _HELP, usage=usage)
     parser.add_argument("site", nargs="?", help="a site, an alias or a glob; * is every module's exit")
     parser.add_argument("--if", dest="when", metavar="EXPR", help="only where this holds")
     parser.add_argument("--rank", type=int, metavar="N", help="only on this rank")
@@ -31,7 +34,9 @@ def break_parser() -> Parser:
     parser.add_argument("--once", action="store_true", help="delete it when it has stopped a run")
     parser.add_argument("--ignore", type=int, default=0, metavar="N", help="let N hits pass first")
     for name in ("delete", "enable", "disable"):
-        parser.add_argument(f"--{name}", metavar="N", help=f"{name} breakpoint N, or all")
+        parser.add_argument(
+            f"--{name}", nargs="?", const="", metavar="N", help=f"{name} breakpoint N, or all"
+        )
     return parser
 
 
@@ -60,8 +65,12 @@ class BreakMagics(Magics):
             print(breakpoints)
             return
         if found.site is None and when is None:
-            print(breakpoints)
+            print(in_magics(str(breakpoints)))
             return
+        if found.site and (found.site in CONDITIONS or re.search("[<>=]", found.site)):
+            raise OptionError(
+                f"'{found.site}' is a condition, not a site.", f"Type: %mlx_break * --if {found.site}"
+            )
         made = need_pipe().break_at(
             found.site,
             when=when,
@@ -74,6 +83,8 @@ class BreakMagics(Magics):
 
 
 def _number(text: str, name: str) -> int:
+    if not text:
+        raise OptionError(f"--{name} needs a breakpoint's number.", f"Type: %mlx_break --{name} 1, or all")
     if not text.isdigit():
         raise OptionError(f"'{text}' is no breakpoint's id.", f"Type: %mlx_break --{name} 1, or all")
     return int(text)

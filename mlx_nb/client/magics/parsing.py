@@ -12,7 +12,9 @@ from typing import Any, NoReturn
 
 from IPython.core.error import UsageError
 
+from mlx_nb.client.options import near_option
 from mlx_nb.shared.errors import MlxNbError, OptionError
+from mlx_nb.shared.magic_words import in_magics
 
 _WORD = re.compile(
     r"""(?P<name>--[\w-]+=)?(?:"(?P<double>[^"]*)"|'(?P<single>[^']*)'|(?P<plain>[^\s"']\S*))"""
@@ -42,7 +44,7 @@ class Parser(argparse.ArgumentParser):
         Raises:
             OptionError: Always.
         """
-        raise OptionError(f"{self.prog}: {message}.", f"Type: {self.prog} --help")
+        raise OptionError(f"{self.prog}: {message}.{near_option(self, message)}", f"Type: {self.prog} --help")
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         """argparse calls it after help."""
@@ -113,7 +115,7 @@ def one_line_errors(magic: Callable[..., Any]) -> Callable[..., Any]:
         except HelpShown:
             return None
         except MlxNbError as error:
-            raise UsageError(str(error)) from None
+            raise UsageError(in_magics(str(error))) from None
 
     return wrapped
 
@@ -127,6 +129,6 @@ def one_of(word: str, choices: Sequence[str], prog: str) -> None:
     import difflib
 
     if word not in choices:
-        near = difflib.get_close_matches(word, choices, n=1)
+        near = difflib.get_close_matches(word, choices, n=1, cutoff=0.7)
         hint = f"Did you mean {prog} {near[0]}?" if near else f"Type one of: {', '.join(choices)}."
         raise OptionError(f"{prog} has no '{word}'.", hint)

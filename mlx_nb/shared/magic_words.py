@@ -1,0 +1,29 @@
+"""Errors and advice speak Python, as the API is called; typed in a magic, they must say what to type there."""
+
+import re
+
+_STEPS = "into|over|out|layer|rank|token|run|cont|back|restart|where|close"
+_OPTIONS = (
+    "max_tokens|top_p|top_k|min_p|repetition_penalty|repetition_context_size|presence_penalty|frequency_penalty"
+    "|prefill_step_size|max_kv_size|kv_bits|kv_group_size|quantized_kv_start"
+)
+
+
+def in_magics(text: str) -> str:
+    """An error as it is typed in a magic.
+
+    >>> in_magics("The run stands between modules. Type: dbg.into()")
+    'The run stands between modules. Type: %mlx_step into'
+    >>> in_magics("kv_group_size is 32, 64 or 128. Type: kv_group_size=32")
+    '--kv-group-size is 32, 64 or 128. Type: --kv-group-size 32'
+    >>> in_magics("No breakpoints. Set one: pipe.break_at('*', when='nonfinite')")
+    'No breakpoints. Set one: %mlx_break * --if nonfinite'
+    """
+    text = re.sub(rf"\bdbg\.({_STEPS})\(\)", r"%mlx_step \1", text)
+    text = re.sub(r"\bpipe\.break_at\('([^']*)', when='([^']*)'\)", r"%mlx_break \1 --if \2", text)
+    text = re.sub(rf"(?<=Type: )({_OPTIONS})=(\S+)", lambda m: f"{_flag(m[1])} {m[2]}", text)
+    return re.sub(rf"(?<![-\w])({_OPTIONS})\b(?!=)", lambda m: _flag(m[1]), text)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
