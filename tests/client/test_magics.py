@@ -59,8 +59,8 @@ class Shell:
         ran = self.run(cell)
         assert type(ran.result.error_in_exec).__name__ == "UsageError", ran.err + ran.out
         assert "Traceback" not in ran.out + ran.err
-        shown = [line.rpartition("\r")[2] for line in ran.err.split("\n")]  # a progress line is wiped out
-        (line,) = [line for line in shown if line.strip()]
+        *stages, line = [line for line in ran.err.split("\n") if line.strip()]
+        assert all(stage.startswith("loading") for stage in stages)  # progress, into a file
         assert line.startswith("UsageError: ")
         return line.removeprefix("UsageError: ")
 
