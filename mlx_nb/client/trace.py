@@ -289,9 +289,12 @@ class Capture:
         where = f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
         letters = tuple("" if axis.startswith("dim_") else axis for axis in self.axes)
         start, stop = self.tokens
+        where_kept = (
+            self._source.where if len(ranks) > 1 else self._source.where.replace("their ranks", "the rank")
+        )
         lines = [
             f"Capture {name} · {where} · tokens {start}:{stop}",
-            f" {format_shape(self.shape, letters)} {self.dtype} · {format_size(self.nbytes)}, {self._source.where}",
+            f" {format_shape(self.shape, letters)} {self.dtype} · {format_size(self.nbytes)}, {where_kept}",
         ]
         try:
             found = self.summary
@@ -463,9 +466,9 @@ class Trace:
         """Free the values on their ranks."""
         self._source.drop()
 
-    def read(self, record: SiteRecord, start: int, index: Index) -> np.ndarray:
-        """A slice of one pass's value, bfloat16 as its bits: what a file is written from."""
-        return self._source.slices([(record, (start,), 0, index)])[0]
+    def read(self, wanted: Sequence[tuple[SiteRecord, int, Index]]) -> list[np.ndarray]:
+        """Slices of single passes' values, bfloat16 as their bits: what a file is written from."""
+        return self._source.slices([(record, (start,), 0, index) for record, start, index in wanted])
 
     def __repr__(self) -> str:
         records = self.records()

@@ -5,7 +5,7 @@ Opening one needs numpy, and neither a cluster nor mlx.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +27,7 @@ from mlx_nb.shared.capture import (
 from mlx_nb.shared.errors import TraceError
 from mlx_nb.shared.position import Summary
 
+AT_ONCE_BYTES = 16 * 1024 * 1024
 FORMAT = "mlx_nb trace 1"
 _FIX = "Type: mlx_nb.open_trace(path) with a file that trace.save(path) has written"
 
@@ -111,10 +112,9 @@ def write_trace(trace: Trace, path: Path) -> Path:
     try:
         with part.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
-            for record, one in held:
-                for index in _pieces(record, one):
-                    array = np.ascontiguousarray(trace.read(record, one.start, index))
-                    file.write(array.tobytes())
+            for together in _batches(held):
+                for array in trace.read(together):
+                    file.write(np.ascontiguousarray(array).tobytes())
         part.replace(path)
     except OSError as error:
         raise TraceError(
@@ -189,6 +189,24 @@ def _numpy_dtype(dtype: str) -> np.dtype[Any]:
 
 def _size(record: SiteRecord, one: PassRecord) -> int:
     return int(np.prod(one.shape, dtype=np.int64)) * itemsize_of(record.dtype)
+
+
+def _batches(
+    held: Sequence[tuple[SiteRecord, PassRecord]],
+) -> Iterator[list[tuple[SiteRecord, int, Any]]]:
+    """What is fetched in one call: small values together, a large one in pieces."""
+    together: list[tuple[SiteRecord, int, Any]] = []
+    size = 0
+    for record, one in held:
+        for index in _pieces(record, one):
+            piece = min(_size(record, one), MAX_TRANSFER_BYTES)
+            if together and size + piece > AT_ONCE_BYTES:
+                yield together
+                together, size = [], 0
+            together.append((record, one.start, index))
+            size += piece
+    if together:
+        yield together
 
 
 def _pieces(record: SiteRecord, one: PassRecord) -> list[Any]:

@@ -393,7 +393,9 @@ def test_options_reach_the_run(shell: Shell, pipe: Pipe) -> None:
     assert shell.names["g"].prompt_ids == pipe.encode("The sea", raw=True) != pipe.encode("The sea")
 
 
-@pytest.mark.parametrize("magic", ["mlx_cluster", "mlx_load", "mlx_generate", "mlx_show", "mlx_step"])
+@pytest.mark.parametrize(
+    "magic", ["mlx_cluster", "mlx_load", "mlx_generate", "mlx_show", "mlx_step", "mlx_trace"]
+)
 def test_help_prints_and_does_nothing(nothing_runs: Shell, magic: str) -> None:
     ran = nothing_runs.good(f"%{magic} --help")
 
@@ -489,6 +491,21 @@ def test_patches_are_made_listed_saved_and_deleted_in_lines(shell: Shell, pipe: 
     assert shell.good(f"%mlx_generate --max-tokens 4 {FRANCE}").out.split("[")[0] == plain.split("[")[0]
     for wrong in ("layers.3.mlp_out", "layers.3.mlp_out --scale nothing", "--delete 9", "nowhere --ablate"):
         shell.usage_error(f"%mlx_patch {wrong}")
+
+
+def test_a_line_records_a_trace(shell: Shell, pipe: Pipe) -> None:
+    ran = shell.good(
+        "%mlx_trace --sites layers.*.mlp_out,logits --max-tokens 2 -o t What is the capital of France?"
+    )
+    assert "layers.29.mlp.output" in ran.out
+    assert ran.out.startswith("The capital\n")
+    assert shell.names["t"]["layers.*.mlp_out"].shape == (30, 1, 38, 576)
+    shell.good("%%mlx_trace --raw\nThe sea")
+    assert shell.names["trace"].gen.token_ids == []
+    assert "No site" in shell.usage_error("%mlx_trace --sites layers.3.attn.output hello")
+    assert "The prompt is empty" in shell.usage_error("%mlx_trace --max-tokens 2")
+    assert "layers.0.mlp_out" in candidates("%mlx_trace --sites layers.0.m")
+    assert set(candidates("%mlx_trace --")) >= {"--sites", "--max-tokens", "--out"}
 
 
 def test_px_sees_the_stage_and_its_cache(shell: Shell, pipe: Pipe) -> None:

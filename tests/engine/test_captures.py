@@ -1,5 +1,6 @@
 """Traces over ranks in one process, against the same model of mlx-lm's with its layers looked at."""
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -267,3 +268,20 @@ def test_mistakes_are_one_line(
     with pytest.raises(error, match=text) as raised:
         ask(pipe)
     assert "\n" not in str(raised.value)
+
+
+def test_xarray_names_the_axes(pipe: LoopbackPipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    trace = traced(pipe)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "xarray", None)
+        with pytest.raises(OptionError, match="xarray is not installed"):
+            trace["layers.0.resid_post"].xarray()
+    pytest.importorskip("xarray")
+
+    found = trace["layers.*.resid_post"].xarray()
+
+    assert found.dims == ("layer", "B", "L", "D")
+    assert list(found["layer"].values) == [0, 1, 2, 3, 4]
+    np.testing.assert_array_equal(
+        found.sel(layer=3, L=20).values, trace["layers.3.resid_post"].numpy()[:, 20]
+    )

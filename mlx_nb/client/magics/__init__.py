@@ -11,6 +11,7 @@ from mlx_nb.client.magics.doctor import DoctorMagics
 from mlx_nb.client.magics.model import ModelMagics
 from mlx_nb.client.magics.patches import PatchMagics
 from mlx_nb.client.magics.step import StepMagics
+from mlx_nb.client.magics.traces import TraceMagics
 from mlx_nb.client.magics.trailing import rescue_question_marks
 
 MAGICS = (
@@ -19,6 +20,7 @@ MAGICS = (
     ModelMagics,
     StepMagics,
     BreakMagics,
+    TraceMagics,
     PatchMagics,
     BenchMagics,
     DoctorMagics,

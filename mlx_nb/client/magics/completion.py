@@ -23,6 +23,7 @@ from mlx_nb.client.magics.parsing import Parser
 from mlx_nb.client.magics.patches import patch_parser
 from mlx_nb.client.magics.step import SUBCOMMANDS as STEP
 from mlx_nb.client.magics.step import step_parser
+from mlx_nb.client.magics.traces import trace_parser
 from mlx_nb.client.profiles import list_profiles
 from mlx_nb.client.show import VIEWS
 from mlx_nb.shared.breaks import STATISTICS
@@ -39,6 +40,7 @@ _PARSERS: dict[str, Callable[[], Parser]] = {
     "mlx_step": step_parser,
     "mlx_bench": bench_parser,
     "mlx_break": break_parser,
+    "mlx_trace": trace_parser,
     "mlx_patch": patch_parser,
     "mlx_doctor": doctor_parser,
 }
@@ -66,6 +68,8 @@ def candidates(line: str) -> Sequence[str]:
         return ()
     before, typed = (words, "") if line[-1].isspace() else (words[:-1], words[-1])
     magic = words[0].lstrip("%")
+    if before and before[-1] == "--sites":
+        return _sites(typed)
     if before and before[-1] in _VALUES:
         return _VALUES[before[-1]]()
     if typed.startswith("-") and (magic != "mlx_step" or words[0].startswith("%%")):
