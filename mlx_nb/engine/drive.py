@@ -52,11 +52,7 @@ class Driver:
         Raises:
             MlxNbError: It failed; the other ranks have been told.
         """
-        if run.probe is None and run.stage.patches:
-            run.probe = Probe(run, keeps_past=False)
-            run.stage.hooks.acquire()
-        if run.probe is not None:
-            run.probe.stride = Stride(name="run")
+        _go_through(run)
         return self._drive(run, until=float("inf"))
 
     def run_for(self, run: Run, seconds: float) -> Outcome:
@@ -69,6 +65,7 @@ class Driver:
             MlxNbError: It failed; the other ranks have been told.
         """
         run.clock.resume()
+        _go_through(run)
         try:
             return self._drive(run, until=time.monotonic() + seconds)
         finally:
@@ -202,6 +199,15 @@ class Driver:
             return
         run.state = "failed"
         run.stage.transport.abort(run.request.run_id, f"Rank {run.stage.rank} gave the run up: {reason}")
+
+
+def _go_through(run: Run) -> None:
+    """Let a run pass every site without a stop; where patches are set, it is probed all the same."""
+    if run.probe is None and run.stage.patches:
+        run.probe = Probe(run, keeps_past=False)
+        run.stage.hooks.acquire()
+    if run.probe is not None:
+        run.probe.stride = Stride(name="run")
 
 
 def _check_voice(run: Run, rank: int, why: str) -> None:

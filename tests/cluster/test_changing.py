@@ -31,7 +31,9 @@ def test_a_patch_holds_in_free_runs_on_whichever_rank_owns_the_site(pipe: Pipe, 
         assert pipe.generate(PROMPT, max_tokens=4).token_ids == plain
         assert np.array_equal(pipe.logits(PROMPT), before)
     with pipe.patch(f"layers.{layer}.resid_post", lambda x: mx.flip(x, -1) * factor):  # type: ignore[name-defined]  # noqa: F821
-        assert pipe.generate(PROMPT, max_tokens=4).token_ids != plain
+        changed = pipe.generate(PROMPT, max_tokens=4).token_ids
+        assert changed != plain
+        assert pipe.start(PROMPT, max_tokens=4).wait(60).token_ids == changed  # in the background too
         with pipe.debug(PROMPT, max_tokens=2) as dbg:
             dbg.until(f"layers.{layer}.output")
             flipped = dbg.value
