@@ -159,12 +159,15 @@ def _start_engines(running: Running, deadline_s: float, tell: Progress) -> None:
     tell("controller", 1, 1)
     told = -1
     seen: set[int] = set()
+    looked = 0.0
     while (found := len(running.client.ids)) < count:
         if found != told:
             tell("engines", found, count)
             told = found
         _check_around(running)
-        _check_engines(running, seen)
+        if time.monotonic() - looked > LOOK_EVERY_S:
+            looked = time.monotonic()
+            _check_engines(running, seen)
         if time.monotonic() > deadline_s:
             raise TimeoutError
         time.sleep(0.02)
@@ -179,6 +182,7 @@ def _check_around(running: Running) -> None:
             raise _EndedError(f"{name} ended before the ranks were up.")
 
 
+LOOK_EVERY_S = 0.25
 ENGINE_MODULE = "ipyparallel.engine"
 
 

@@ -387,7 +387,7 @@ class Debugger(GoingBack, Changing):
             self.gen.state = "interrupted"
         if current.dbg is self:
             current.dbg = None
-        if not self._remote.ended and not self._remote.lost():
+        if not self._remote.ended and not self._remote.out_of_reach():
             self.pipe.call_all("close_run", self._request.run_id)
         self._tell(running=False)
 

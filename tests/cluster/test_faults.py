@@ -98,6 +98,8 @@ def test_a_start_has_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert names_and_processes() == before
 
 
+# Ctrl-C may come while psutil has a file open: Python closes it, and says so.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(("stage", "done"), [("controller", 0), ("controller", 1), ("ranks", 0)])
 def test_ctrl_c_during_a_start_stops_what_was_started(stage: str, done: int) -> None:
     before = names_and_processes()
