@@ -4,6 +4,7 @@ A saved notebook that is opened without a kernel cannot draw a widget. The pictu
 can be drawn, by GitHub too.
 """
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from IPython.display import display
@@ -26,6 +27,7 @@ class LiveStepper:
         from mlx_nb.widgets.stepper import StepperView  # anywidget takes half a second to import
 
         self.dbg = dbg
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="mlx_nb stepper")
         dbg.wants_preview = True
         dbg.refresh_preview()
         self.view: StepperView = StepperView(state=stepper_state(dbg), preview=dbg.preview)
@@ -35,13 +37,17 @@ class LiveStepper:
         self._handle = display(self.view, display_id=True)
         _live.append(self)
 
-    def _act(self, stride: str) -> None:
-        """A button or a key; errors go into the view's own pane."""
-        if stride == "close":
-            self.dbg.close()
-            self.freeze()
-        else:
-            getattr(self.dbg, stride)()
+    def _act(self, stride: str) -> "Future[Any] | None":
+        """A button or a key; errors go into the view's own pane. A stride runs in a thread of its own.
+
+        JupyterLab may bring a view's messages to a subshell: a stride that ran there would keep Stop waiting
+        behind itself, and an interrupt of the kernel would not reach it.
+        """
+        if stride != "close":
+            return self._thread.submit(getattr(self.dbg, stride))
+        self.dbg.close()
+        self.freeze()
+        return None
 
     def _changed(self, dbg: "Debugger") -> None:
         self.view.show(stepper_state(dbg), dbg.preview)
@@ -52,6 +58,7 @@ class LiveStepper:
             self.dbg.listeners.remove(self._changed)
         if self in _live:
             _live.remove(self)
+        self._thread.shutdown(wait=False)
         if self._handle is not None:
             self._handle.update(self.view.picture(), raw=True)
         self.view.close()
