@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from mlx_nb.client.ctrl_c import asks
 from mlx_nb.client.current import current
 from mlx_nb.client.debugger import Debugger
 from mlx_nb.client.generation import Generation, Piece, rate
@@ -39,7 +40,8 @@ class BreakingRun:
         try:
             while True:
                 try:
-                    outcome = next(walk)
+                    with asks(debugger.interrupt):
+                        outcome = next(walk)
                 except StopIteration as end:
                     position = end.value
                     break

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 from mlx_nb.client.changing import Changing
+from mlx_nb.client.ctrl_c import asks
 from mlx_nb.client.current import current
 from mlx_nb.client.generation import Generation
 from mlx_nb.client.going_back import GoingBack
@@ -184,19 +185,21 @@ class Debugger(GoingBack, Changing):
                 num_ranks=self.pipe.num_ranks,
                 **target,
             )
-            found = self._go(stride)
-            self._trail.append(here)
-            return self._arrive(found)
+            with asks(self.interrupt):
+                found = self._go(stride)
+                self._trail.append(here)
+                return self._arrive(found)
 
     def _go(self, stride: Stride, *, breaks: bool = True) -> Position:
         """Let the ranks go on, one after another, until one stands still or the run ends."""
         walk = self.walk(stride, breaks=breaks)
-        while True:
-            try:
-                next(walk)
-            except StopIteration as end:
-                position: Position = end.value
-                return position
+        with asks(self.interrupt):
+            while True:
+                try:
+                    next(walk)
+                except StopIteration as end:
+                    position: Position = end.value
+                    return position
 
     def walk(self, stride: Stride, *, breaks: bool = True) -> Generator[Outcome, None, Position]:
         """`_go`, part by part: yields whenever a rank has ended its part of a pass, returns where it ends.

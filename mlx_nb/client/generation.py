@@ -1,6 +1,6 @@
 """What a run has produced: pieces while it goes on, and the whole of it afterwards."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mlx_nb.shared.outcome import Outcome
 from mlx_nb.shared.text import format_duration
@@ -126,16 +126,13 @@ class Generation:
     def settle(self, outcomes: list[Outcome], state: str, wall_s: float) -> None:
         """Take the ranks' own account in, which is the authoritative one; rank 0 first."""
         last = outcomes[-1]
-        self.token_ids, self.text = list(last.token_ids), last.text
+        self.follow(last)
+        assert self.stats is not None  # `follow` has made them
         self.state, self.finish_reason = state, last.finish or None
         times = [outcome.times for outcome in outcomes]
         self.timeline = Timeline(times) if all(rank.spans for rank in times) else None
-        self.stats = Stats(
-            prompt_tokens=self.fed,
-            reused_tokens=self.reused,
-            generation_tokens=len(self.token_ids),
-            prompt_tps=rate(self.fed, last.prompt_s),
-            generation_tps=rate(len(self.token_ids) - 1, last.decode_s),
+        self.stats = replace(
+            self.stats,
             peak_memory_bytes=tuple(outcome.peak_memory_bytes for outcome in outcomes),
             wall_s=wall_s,
             compute_s=tuple(sum(seconds for _, _, seconds in outcome.passes) for outcome in outcomes),

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import ipyparallel as ipp
 from ipyparallel.serialize import deserialize_object
 
+from mlx_nb.client.ctrl_c import held_back
 from mlx_nb.shared.errors import (
     ClusterError,
     MlxNbError,
@@ -37,6 +38,9 @@ GRACE_S = 2.0
 
 SILENT_S = 11.0
 """How long a stopped process may be waited for. A run's other ranks notice after 10 s, and know at which token."""
+
+INTERRUPT_S = 5.0
+"""How long ranks may take to end calls that were interrupted while they were being sent."""
 
 OnEvent = Callable[[Rank, dict[str, Any]], None]
 
@@ -128,14 +132,16 @@ class Remote:
         Raises:
             RankLostError: The rank is gone.
         """
-        where = Rank(int(rank))
-        self._check(where)
-        with self.lock:
-            result = self.client[self.table[where].engine].apply_async(RUN_THERE, name, args, kwargs)
-            if on_event:
-                for message in result._children:  # at once: the first event comes about 1 ms later
-                    message.iopub_callbacks.append(_relay(where, on_event))
-        return Pending(where, name, result)
+        return self.submit_to([Rank(int(rank))], name, *args, on_event=on_event, **kwargs)[0]
+
+    def _send(
+        self, rank: Rank, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], on_event: OnEvent | None
+    ) -> Pending:
+        result = self.client[self.table[rank].engine].apply_async(RUN_THERE, name, args, kwargs)
+        if on_event:
+            for message in result._children:  # at once: the first event comes about 1 ms later
+                message.iopub_callbacks.append(_relay(rank, on_event))
+        return Pending(rank, name, result)
 
     def busy(self, rank: Rank) -> bool:
         """Whether it has not answered something that this kernel asked, ``%%px`` cells included."""
@@ -154,8 +160,17 @@ class Remote:
         """Send a call to some ranks without waiting, in their order; see `submit`."""
         for rank in ranks:
             self._check(rank)  # all or none: a rank that got the call would wait for the one that did not
-        with self.lock:
-            return [self.submit(rank, name, *args, on_event=on_event, **kwargs) for rank in ranks]
+        sent: list[Pending] = []
+        try:
+            with held_back(), self.lock:
+                sent = [self._send(rank, name, args, kwargs, on_event) for rank in ranks]
+        except KeyboardInterrupt:
+            # The caller gets no hold of these calls, so they are ended here.
+            with suppress(MlxNbError, TimeoutError):
+                self.interrupt()
+                self._wait(sent, INTERRUPT_S)
+            raise
+        return sent
 
     def wait(self, pending: Sequence[Pending], *, timeout_s: float | None = None) -> list[Any]:
         """Wait for calls, and return what they returned, in their order. Raises as `call` does.

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from mlx_nb.engine import events
-from mlx_nb.engine.interrupt import shelter
+from mlx_nb.engine.interrupt import ON_THIS_RANK, interruptible, shelter
 from mlx_nb.shared.errors import MlxNbError, RunError
 from mlx_nb.shared.failure import Failure
 from mlx_nb.shared.ids import Rank
@@ -34,7 +34,7 @@ def hello() -> Hello:
     """Who this rank is; touches neither MLX nor the other ranks, so it answers at once."""
     rank, size = world()
     if kernel := events.running_kernel():
-        shelter(kernel)
+        shelter(kernel, run)
     process = psutil.Process()
     versions = {name: metadata.version(name) for name in ("mlx-nb", "mlx", "mlx-lm")}
     return Hello(
@@ -60,10 +60,14 @@ def memory() -> int:
 
 CALLS: dict[str, Callable[..., Any]] = {"hello": hello, "ping": ping, "memory": memory}
 
+LISTENING = frozenset({"generate", "step", "finish", "advance"})
+"""Calls that look at Ctrl-C themselves, and answer with how far they came."""
+
 
 def run(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Call a function of the table; what it raises comes back as a `Failure`."""
     events.restart_numbers()
+    ON_THIS_RANK.requested = False  # it was about a call before this one
     try:
         function = CALLS.get(name) or _pipe_call(name)
         if function is None:
@@ -71,7 +75,9 @@ def run(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
                 f"The ranks know no call '{name}'.",
                 "The ranks and this notebook run different versions of mlx_nb? Type: %mlx_cluster restart",
             )
-        return function(*args, **kwargs)
+        if name in LISTENING:
+            return function(*args, **kwargs)
+        return interruptible(function, *args, **kwargs)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - this is the border
         return as_failure(name, error)
 

@@ -6,14 +6,21 @@ signal only sets a flag; a run looks at it between layers, chunks and polls.
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
-from typing import Any
+from types import CodeType, FrameType
+from typing import Any, TypeVar
 
 # Functions under which somebody's own code runs, who answers for a KeyboardInterrupt in it: ipyparallel's for
 # a call, IPython's for a cell of ``%%px``. Anywhere else in the kernel it ends the request without an answer.
 _CALL, _CELL = "do_apply", "run_code"
+
+T = TypeVar("T")
+
+
+def interruptible(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Call a function that Ctrl-C may break off anywhere."""
+    return function(*args, **kwargs)
 
 
 class Interrupt:
@@ -29,7 +36,6 @@ class Interrupt:
         if self._listening or threading.current_thread() is not threading.main_thread():
             yield self
             return
-        self.requested = False
 
         def handle(_signal: int, _frame: FrameType | None) -> None:
             self.requested = True
@@ -39,28 +45,50 @@ class Interrupt:
         try:
             yield self
         finally:
-            self._listening = False
+            self._listening = self.requested = False
             signal.signal(signal.SIGINT, before)
 
 
-def shelter(kernel: Any) -> None:
-    """Keep Ctrl-C away from the kernel's own machinery, for good.
+ON_THIS_RANK = Interrupt()
+
+
+def shelter(kernel: Any, border: Callable[..., Any]) -> None:
+    """Keep Ctrl-C away from the kernel's own machinery, and from what a call does before it listens.
 
     ipykernel lets SIGINT raise from the moment a request is taken up until it is answered. In the moments
     before and after the call itself that loses the answer, and the notebook would wait for it in vain
     (seen once in some fifty interrupts of a stepped run, whose calls are short).
+
+    Args:
+        kernel: The kernel that this process runs.
+        border: Our own calls all go through it; in them Ctrl-C raises under `interruptible` alone.
     """
     if threading.current_thread() is not threading.main_thread():
         return
 
     def handle(_signal: int, frame: FrameType | None) -> None:
-        while frame is not None:
-            caller = frame.f_back
-            # ipyparallel runs a call as text of its own; before that it unpacks it, which nobody answers for.
-            call = frame.f_code.co_filename == "<string>" and caller and caller.f_code.co_name == _CALL
-            if call or frame.f_code.co_name == _CELL:
+        if frame is not None:
+            ON_THIS_RANK.requested = (
+                True  # for a call of ours that has not begun to listen; forgotten with the call
+            )
+            if _may_raise(frame, border.__code__):
                 raise KeyboardInterrupt
-            frame = caller
 
     signal.signal(signal.SIGINT, handle)
     kernel.pre_handler_hook = kernel.post_handler_hook = lambda: None
+
+
+def _may_raise(innermost: FrameType, border: CodeType) -> bool:
+    """Whether somebody answers for an exception raised here."""
+    frame: FrameType | None = innermost
+    while frame is not None:
+        code, caller = frame.f_code, frame.f_back
+        if code is border:
+            return False
+        if code is interruptible.__code__ or code.co_name == _CELL:
+            return True
+        # ipyparallel runs a call as text of its own; before that it unpacks it, which nobody answers for.
+        if code.co_filename == "<string>" and caller and caller.f_code.co_name == _CALL:
+            return True
+        frame = caller
+    return False

@@ -16,7 +16,7 @@ from mlx_nb.engine.capacity import capacity
 from mlx_nb.engine.captures import Key
 from mlx_nb.engine.drive import Driver
 from mlx_nb.engine.inspect_frame import evaluate_in_frame, locals_of_frame
-from mlx_nb.engine.interrupt import Interrupt
+from mlx_nb.engine.interrupt import ON_THIS_RANK
 from mlx_nb.engine.kept import KeptKV, keep
 from mlx_nb.engine.memory import release
 from mlx_nb.engine.mpi_link import MpiLink
@@ -41,7 +41,7 @@ from mlx_nb.shared.strides import Stride, came_past
 from mlx_nb.shared.tokens import PromptTokens
 
 PIPES: dict[str, Stage] = {}
-DRIVER = Driver(Interrupt())
+DRIVER = Driver(ON_THIS_RANK)
 _link: MpiLink | None = None
 
 PROGRESS_EVERY_S = 0.1
