@@ -23,9 +23,14 @@ def ctrl_c() -> None:
 
 def test_held_back_until_the_work_is_whole() -> None:
     done = []
-    with pytest.raises(KeyboardInterrupt), held_back():
-        ctrl_c()
-        done.append("whole")
+
+    def work() -> None:
+        with held_back():
+            ctrl_c()
+            done.append("whole")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
     assert done == ["whole"]
     with held_back():
         pass  # the control: nobody pressed

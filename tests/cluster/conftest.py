@@ -108,3 +108,15 @@ def tcp_pipe3(tcp3: Cluster) -> Iterator[Pipe]:
     """smollm2 over three ranks and TCP, unevenly."""
     with loaded(tcp3, "smollm2", split=[7, 12, 11]) as pipe:
         yield pipe
+
+
+@pytest.fixture(params=["pipe2", "tcp_pipe3"])
+def pipe(request: pytest.FixtureRequest) -> Iterator[Pipe]:
+    """Two ranks over shared memory, three over TCP and unevenly; what a test put into it is taken out again."""
+    found: Pipe = request.getfixturevalue(request.param)
+    yield found
+    found.breakpoints.delete()
+    for one in found.patches:
+        one.remove()
+    if current.dbg is not None:
+        current.dbg.close()

@@ -1,7 +1,5 @@
 """Patches and changed values on real ranks: in free runs and in steps, over shared memory and TCP."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
@@ -11,15 +9,6 @@ from mlx_nb.shared.errors import ValueShapeError
 pytestmark = [pytest.mark.cluster]
 
 PROMPT = "What is the capital of France?"
-
-
-@pytest.fixture(params=["pipe2", "tcp_pipe3"])
-def pipe(request: pytest.FixtureRequest) -> Iterator[Pipe]:
-    """Two ranks over shared memory, three over TCP."""
-    found: Pipe = request.getfixturevalue(request.param)
-    yield found
-    for one in found.patches:
-        one.remove()
 
 
 @pytest.mark.parametrize("layer", [2, 14, 29])

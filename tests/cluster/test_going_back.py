@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -15,16 +14,6 @@ pytestmark = [pytest.mark.cluster]
 
 PROMPT = "What is the capital of France?"
 TOKENS = 5
-
-
-@pytest.fixture(params=["pipe2", "tcp_pipe3"])
-def pipe(request: pytest.FixtureRequest) -> Iterator[Pipe]:
-    """Two ranks over shared memory, three over TCP."""
-    found: Pipe = request.getfixturevalue(request.param)
-    yield found
-    found.breakpoints.delete()
-    if current.dbg is not None:
-        current.dbg.close()
 
 
 def keys_of(pipe: Pipe) -> list[bytes]:

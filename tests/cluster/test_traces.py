@@ -19,13 +19,6 @@ PROMPT = "What is the capital of France?"
 TOKENS, CHUNK = 4, 16
 
 
-@pytest.fixture(params=["pipe2", "tcp_pipe3"])
-def pipe(request: pytest.FixtureRequest) -> Pipe:
-    """Two ranks over shared memory, three over TCP, unevenly."""
-    found: Pipe = request.getfixturevalue(request.param)
-    return found
-
-
 def traced(pipe: Pipe) -> Trace:
     return pipe.trace(
         PROMPT, sites="layers.*.resid_post,recv,send", max_tokens=TOKENS, prefill_step_size=CHUNK

@@ -3,6 +3,7 @@
 import json
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,17 @@ def hosts() -> Iterator[TwoHosts]:
     two.close()
 
 
+@contextmanager
+def emptied(file: Path) -> Iterator[None]:
+    """A file without its content, for a while."""
+    before = file.read_text()
+    file.write_text("")
+    try:
+        yield
+    finally:
+        file.write_text(before)
+
+
 def checks(found: dict[str, Any], name: str) -> dict[str, tuple[str, str, str]]:
     return {host: (verdict, text, fix) for host, what, verdict, text, fix in found["checks"] if what == name}
 
@@ -80,13 +92,8 @@ def test_the_doctor_finds_two_sound_hosts_and_measures_the_cable(hosts: TwoHosts
 
 
 def test_the_doctor_says_what_to_type_when_ssh_refuses(hosts: TwoHosts) -> None:
-    keys: Path = hosts.folder / "authorized_keys"
-    allowed = keys.read_text()
-    keys.write_text("")
-    try:
+    with emptied(hosts.folder / "authorized_keys"):
         found = hosts.run(DOCTOR, json.dumps(HOSTS))
-    finally:
-        keys.write_text(allowed)
 
     assert not found["ok"]
     assert checks(found, "ssh")["10.77.0.2"] == (
@@ -97,13 +104,8 @@ def test_the_doctor_says_what_to_type_when_ssh_refuses(hosts: TwoHosts) -> None:
 
 
 def test_the_doctor_never_trusts_an_unknown_host_key(hosts: TwoHosts) -> None:
-    known: Path = hosts.folder / "known_hosts"
-    right = known.read_text()
-    known.write_text("")
-    try:
+    with emptied(hosts.folder / "known_hosts"):
         found = hosts.run(DOCTOR, json.dumps(HOSTS))
-    finally:
-        known.write_text(right)
 
     verdict, text, fix = checks(found, "ssh")["10.77.0.2"]
     assert (verdict, text) == ("fail", "its ssh host key is not known here, or has changed")
