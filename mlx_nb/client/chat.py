@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_nb.client.generation import Generation, Piece
 from mlx_nb.client.processors import read_options
-from mlx_nb.shared.errors import MlxNbError, PromptError
+from mlx_nb.client.prompt_cache import drop
+from mlx_nb.shared.errors import PromptError
 from mlx_nb.shared.kept import KeptState, reusable
 
 if TYPE_CHECKING:
@@ -91,10 +92,7 @@ class Chat:
 
     def close(self) -> None:
         """Free the ranks' memory; the messages stay, and another turn would feed them anew."""
-        try:
-            self.pipe.call_all("drop_kept", self._name)
-        except MlxNbError:
-            return  # the pipe or its cluster has ended, and with it the KV caches
+        drop(self.pipe, self._name)
 
     def __repr__(self) -> str:
         turns = sum(message["role"] == "user" for message in self.messages)

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,10 +42,7 @@ class PromptCache:
 
     def close(self) -> None:
         """Free the ranks' memory."""
-        try:
-            self.pipe.call_all("drop_kept", self._name)
-        except MlxNbError:
-            return  # the pipe or its cluster has ended, and with it the KV caches
+        drop(self.pipe, self._name)
 
     def __repr__(self) -> str:
         return f'Prompt cache of {self.pipe.name} · {len(self)} tokens\n next: pipe.generate("…", prompt_cache=cache)'
@@ -55,6 +53,12 @@ class PromptCache:
         return replace(
             request, tokens=(*tokens, *request.tokens), kept=self._name, reused=len(tokens), keeps=keeps
         )
+
+
+def drop(pipe: "Pipe", name: str) -> None:
+    """Free what the ranks keep under that name."""
+    with suppress(MlxNbError):  # the pipe or its cluster may have ended, and with it the KV caches
+        pipe.call_all("drop_kept", name)
 
 
 def held(pipe: "Pipe", name: str) -> tuple[int, ...]:
