@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from mlx_nb.client.trace import Trace, TraceInfo, Wanted
+from mlx_nb.client.capture import Wanted
+from mlx_nb.client.trace import Trace, TraceInfo
 from mlx_nb.shared.capture import (
     MAX_TRANSFER_BYTES,
     PassRecord,

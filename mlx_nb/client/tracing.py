@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlx_nb.client.capture import Wanted
 from mlx_nb.client.processors import read_options
-from mlx_nb.client.trace import Trace, TraceInfo, Wanted
+from mlx_nb.client.trace import Trace, TraceInfo
 from mlx_nb.shared.capture import SiteRecord, TraceWish
 from mlx_nb.shared.errors import OptionError
 from mlx_nb.shared.ids import Rank
