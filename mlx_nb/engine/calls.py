@@ -69,7 +69,7 @@ def run(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     events.restart_numbers()
     ON_THIS_RANK.requested = False  # it was about a call before this one
     try:
-        function = CALLS.get(name) or _pipe_call(name)
+        function = CALLS.get(name) or pipe_call(name)
         if function is None:
             raise RunError(
                 f"The ranks know no call '{name}'.",
@@ -82,11 +82,14 @@ def run(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         return as_failure(name, error)
 
 
-def _pipe_call(name: str) -> Callable[..., Any] | None:
+def pipe_call(name: str) -> Callable[..., Any] | None:
     """A call on a loaded model; imported late, so that a rank says hello before MLX is loaded."""
-    from mlx_nb.engine import pipes
+    from mlx_nb.engine import kv_calls, pipes, step_calls, trace_calls
 
-    return pipes.CALLS.get(name)
+    for table in (pipes.CALLS, step_calls.CALLS, kv_calls.CALLS, trace_calls.CALLS):
+        if name in table:
+            return table[name]
+    return None
 
 
 def as_failure(name: str, error: BaseException) -> Failure:

@@ -5,39 +5,21 @@ Every function here is called by name through `engine/calls.py`, on one rank or 
 
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-import numpy as np
-
-from mlx_nb.engine import events, prompt_cache
+from mlx_nb.engine import events
 from mlx_nb.engine.capacity import capacity
-from mlx_nb.engine.captures import Key
 from mlx_nb.engine.drive import Driver
-from mlx_nb.engine.inspect_frame import evaluate_in_frame, locals_of_frame
 from mlx_nb.engine.interrupt import ON_THIS_RANK
-from mlx_nb.engine.kept import KeptKV, keep
 from mlx_nb.engine.memory import release
 from mlx_nb.engine.mpi_link import MpiLink
 from mlx_nb.engine.obtain import obtain_stage
-from mlx_nb.engine.picture import picture_of
-from mlx_nb.engine.report import position_of
 from mlx_nb.engine.run import Run
 from mlx_nb.engine.stage import Stage
-from mlx_nb.engine.stop import replace_first
-from mlx_nb.engine.transfer import as_numpy
-from mlx_nb.shared.breaks import Break
-from mlx_nb.shared.capture import Index, SiteRecord
 from mlx_nb.shared.errors import NoModelError, RunError
-from mlx_nb.shared.kept import KeptState
-from mlx_nb.shared.kv_report import KVReport
 from mlx_nb.shared.loaded import LoadedShard
-from mlx_nb.shared.outcome import Outcome, Past
-from mlx_nb.shared.patches import PatchSpec
-from mlx_nb.shared.position import Argument, Position, Summary
+from mlx_nb.shared.outcome import Outcome
 from mlx_nb.shared.request import Prompt, RunRequest
-from mlx_nb.shared.strides import Stride, came_past
 from mlx_nb.shared.tokens import PromptTokens
 
 PIPES: dict[str, Stage] = {}
@@ -93,7 +75,7 @@ def load(
         publish=events.publish,
     )
     PIPES[pipe_id] = stage
-    _offer(stage)
+    offer(stage)
     return stage.loaded()
 
 
@@ -102,7 +84,7 @@ def unload(pipe_id: str) -> int:
     stage = PIPES.pop(pipe_id, None)
     if stage is not None:
         stage.close()
-        _offer(next(reversed(PIPES.values()), None))  # the one loaded last of those that stay
+        offer(next(reversed(PIPES.values()), None))  # the one loaded last of those that stay
     del stage
     return release()
 
@@ -148,30 +130,6 @@ def open_run(pipe_id: str, request: RunRequest) -> None:
     stage_of(pipe_id).open_run(request)
 
 
-def step(
-    pipe_id: str, run_id: int, stride: Stride, breaks: Sequence[Break] = (), *, preview: bool = False
-) -> Outcome:
-    """Move a stepped run on, on this rank only."""
-    with DRIVER.interrupt.listening():
-        return _step(stage_of(pipe_id), run_id, stride, breaks, preview=preview)
-
-
-def _step(stage: Stage, run_id: int, stride: Stride, breaks: Sequence[Break], *, preview: bool) -> Outcome:
-    run = stage.run(run_id)
-    try:
-        outcome = DRIVER.step(run, stride, breaks, preview=preview)
-    except RunError:
-        stage.lay_out(run_id)
-        raise
-    except Exception:
-        stage.close_run(run_id)
-        raise
-    _offer(stage, run.kv)
-    if outcome.kind == "finished":
-        stage.close_run(run_id)
-    return outcome
-
-
 def finish(pipe_id: str, run_id: int) -> Outcome | None:
     """Let a stepped run go freely to its end; None where it has ended already. Called on all ranks."""
     stage = stage_of(pipe_id)
@@ -199,7 +157,7 @@ def advance(pipe_id: str, run_id: int, seconds: float, paused_s: float = 0.0) ->
         stage.close_run(run_id)
         raise
     if outcome.kind != "more":
-        _offer(stage, run.kv)
+        offer(stage, run.kv)
         stage.close_run(run_id)
     return outcome
 
@@ -213,225 +171,15 @@ def _to_end(stage: Stage, run: Run) -> Outcome:
     except BaseException:
         stage.close_run(run.request.run_id)
         raise
-    _offer(stage, run.kv)
+    offer(stage, run.kv)
     stage.close_run(run.request.run_id)
     return outcome
-
-
-def lay_out(pipe_id: str, run_id: int) -> None:
-    """Keep a run as it lies, since it has failed on another rank. Called on all ranks."""
-    stage_of(pipe_id).lay_out(run_id)
-
-
-def post_mortem(pipe_id: str) -> tuple[RunRequest, Outcome] | None:
-    """The run that failed last and still lies here: what was asked for, and where this rank stands in it."""
-    stage = stage_of(pipe_id)
-    run = stage.laid_out
-    if run is None:
-        return None
-    _offer(stage, run.kv)
-    return run.request, DRIVER.account(run)
-
-
-def past(pipe_id: str, run_id: int) -> Past:
-    """Which passes of a run this rank could begin again, and what remembering them costs."""
-    stage = stage_of(pipe_id)
-    run = stage.runs.get(run_id, stage.last_run)
-    if run is None or run.request.run_id != run_id:
-        return Past()
-    history = run.history
-    return Past(
-        known=True,
-        passes=tuple(sorted(history.snapshots)),
-        size_bytes=history.size_bytes,
-        budget_bytes=history.budget_bytes,
-    )
-
-
-def ticks(pipe_id: str, run_id: int, index: int, stride: Stride) -> list[tuple[int, int]] | None:
-    """The stops of a pass on this rank at which a stride backwards would end, each with the pass's first token.
-
-    None if the pass was not kept.
-    """
-    stage = stage_of(pipe_id)
-    run = stage.runs.get(run_id, stage.last_run)
-    if run is None or run.request.run_id != run_id or index not in run.log:
-        return None
-    return [(event.tick, event.start) for event in run.log[index] if came_past(stride, event)]
-
-
-def rewind(
-    pipe_id: str, run_id: int, new_id: int, index: int, place: tuple[int, int, int], keep: bool = False
-) -> tuple[tuple[int, ...], str]:
-    """Stand before a pass again, under another id; the tokens by then, and their text. Called on all ranks."""
-    run = stage_of(pipe_id).rewind(run_id, new_id, index, place, keep=keep)
-    return tuple(run.tokens[len(run.request.tokens) :]), run.text
-
-
-def trim(
-    pipe_id: str, run_id: int, new_id: int, index: int, fed: int, generated: Sequence[int], count: int
-) -> tuple[tuple[int, ...], str]:
-    """A run without the last tokens that it was fed, under another id; the tokens left, and their text."""
-    run = stage_of(pipe_id).trim(run_id, new_id, index, fed, generated, count)
-    return tuple(run.tokens[len(run.request.tokens) :]), run.text
-
-
-def set_value(pipe_id: str, run_id: int, array: np.ndarray) -> Position:
-    """Let a run that stands go on with another first array; where it stands, anew.
-
-    Raises:
-        RunError: It does not stand at an array.
-    """
-    run = stage_of(pipe_id).run(run_id)
-    before = run.value()
-    if before is None or run.stop is None:
-        raise RunError("There is no array where the run stands.", "Type: dbg.args")
-    changed = mx.array(array).astype(before.dtype)
-    replace_first(run.stop, changed)
-    run.edits[run.place_of(run.stop.event)] = changed
-    return position_of(run, run.stop)
-
-
-def force_token(pipe_id: str, run_id: int, place: tuple[int, int, int], token: int | None) -> None:
-    """Take a token in place of the next sampled one, as of a place in the run; None samples it. For the last rank."""
-    run = stage_of(pipe_id).run(run_id)
-    run.forced = {at: one for at, one in run.forced.items() if at[0] < place[0]}
-    if token is not None:
-        run.forced[place] = token
-
-
-def forced_token(pipe_id: str, run_id: int, place: tuple[int, int, int]) -> int | None:
-    """What `force_token` has set for the pass of a place."""
-    run = stage_of(pipe_id).run(run_id)
-    return next((token for at, token in run.forced.items() if at[0] == place[0]), None)
-
-
-def patch(pipe_id: str, spec: PatchSpec) -> None:
-    """Change values in every run of this pipe. Called on all ranks."""
-    stage_of(pipe_id).patches.add(spec)
-
-
-def unpatch(pipe_id: str, number: int) -> None:
-    """End a patch. Called on all ranks."""
-    if pipe_id in PIPES:
-        PIPES[pipe_id].patches.remove(number)
 
 
 def close_run(pipe_id: str, run_id: int) -> None:
     """Leave a run, wherever it stands."""
     if pipe_id in PIPES:
         PIPES[pipe_id].close_run(run_id)
-
-
-def value(pipe_id: str, run_id: int, index: tuple[Any, ...] = ()) -> np.ndarray:
-    """A copy of the first array where a run stands, or of a slice of it.
-
-    Raises:
-        RunError: The run does not stand at an array.
-        TransferTooLargeError: The slice is over 64 MiB.
-    """
-    run = stage_of(pipe_id).run(run_id)
-    array = run.value()
-    if array is None:
-        raise RunError("There is no array where the run stands.", "Type: dbg.args")
-    return as_numpy(array[index] if index else array)
-
-
-def preview(pipe_id: str, run_id: int) -> bytes:
-    """A small picture of the first array where a run stands, packed as `shared/preview.py` says."""
-    array = stage_of(pipe_id).run(run_id).value()
-    return picture_of(array) if array is not None else b""
-
-
-def evaluate(pipe_id: str, run_id: int, expression: str) -> Argument:
-    """Evaluate an expression in the model's own frame, where a run stands.
-
-    Raises:
-        RunError: There is no frame here, or the expression raises.
-    """
-    run = stage_of(pipe_id).run(run_id)
-    return evaluate_in_frame(run, expression)
-
-
-def frame_locals(pipe_id: str, run_id: int) -> tuple[Argument, ...]:
-    """The local names of the model's own frame, where a run stands."""
-    return locals_of_frame(stage_of(pipe_id).run(run_id))
-
-
-def kv_report(pipe_id: str, run_id: int | None = None) -> KVReport:
-    """What the KV caches of this rank's layers hold: of a run that stands, or at the end of the last one."""
-    return stage_of(pipe_id).kv_report(run_id)
-
-
-def kv_slice(pipe_id: str, place: int, name: str, index: tuple[Any, ...]) -> np.ndarray:
-    """A copy of a slice of one buffer's valid part.
-
-    Raises:
-        RunError: There is no such buffer.
-        TransferTooLargeError: It is over 64 MiB.
-    """
-    return stage_of(pipe_id).kv_slice(place, name, index)
-
-
-def kv_trim(pipe_id: str, count: int) -> None:
-    """Cut the last tokens off every entry of the last run, ghosts included."""
-    for entry in stage_of(pipe_id).last_kv:
-        entry.trim(count)
-
-
-def kept_state(pipe_id: str, name: str) -> KeptState | None:
-    """What this rank's KV caches of that name hold, or those of the last run (""); None if there are none."""
-    kept = _kept(pipe_id, name)
-    return kept.state() if kept is not None else None
-
-
-def _kept(pipe_id: str, name: str) -> KeptKV | None:
-    stage = stage_of(pipe_id)
-    if name:
-        return stage.kept.get(name)
-    run = stage.last_run
-    return keep(run) if run is not None and run.state != "failed" else None
-
-
-def save_prompt_cache(pipe_id: str, run_id: int, name: str, count: int, path: str) -> int:
-    """Write KV caches into one file on rank 0's host. Called on all ranks together; bytes written, on rank 0."""
-    kept = _kept(pipe_id, name)
-    if kept is None:
-        raise RunError("There is no run whose KV caches could be saved.", "Generate first: pipe.generate(…)")
-    return prompt_cache.save(stage_of(pipe_id), kept, count, Path(path), run_id)
-
-
-def load_prompt_cache(pipe_id: str, run_id: int, name: str, path: str) -> None:
-    """Read a file on rank 0's host into KV caches of that name. Called on all ranks together."""
-    stage = stage_of(pipe_id)
-    stage.kept[name] = prompt_cache.load(stage, Path(path), run_id)
-
-
-def drop_kept(pipe_id: str, name: str) -> None:
-    """Forget KV caches that were kept."""
-    stage_of(pipe_id).kept.pop(name, None)
-
-
-def captures(pipe_id: str, trace_id: str) -> list[SiteRecord]:
-    """What a trace has recorded on this rank."""
-    return stage_of(pipe_id).captures.records(trace_id)
-
-
-def capture_slices(pipe_id: str, wanted: Sequence[tuple[Key, Sequence[int], int, Index]]) -> list[np.ndarray]:
-    """Slices of recorded values; bfloat16 as bits. Raises as `CaptureStore.slice`."""
-    store = stage_of(pipe_id).captures
-    return [store.slice(*one) for one in wanted]
-
-
-def capture_summaries(pipe_id: str, wanted: Sequence[tuple[Key, Sequence[int], int]]) -> list[Summary]:
-    """Recorded values in numbers. Raises as `CaptureStore.summary`."""
-    store = stage_of(pipe_id).captures
-    return [store.summary(*one) for one in wanted]
-
-
-def drop_trace(pipe_id: str, trace_id: str) -> None:
-    """Forget what a trace has recorded."""
-    stage_of(pipe_id).captures.forget(trace_id)
 
 
 def stage_of(pipe_id: str) -> Stage:
@@ -445,7 +193,7 @@ def stage_of(pipe_id: str) -> Stage:
     return PIPES[pipe_id]
 
 
-def _offer(stage: Stage | None, kv: list[Any] | None = None) -> None:
+def offer(stage: Stage | None, kv: list[Any] | None = None) -> None:
     """Set `stage`, `model`, `kv_cache` and `comm` for ``%%px``, which runs in the kernel's own namespace."""
     kernel = events.running_kernel()
     if kernel is None:
@@ -469,36 +217,9 @@ CALLS: dict[str, Callable[..., Any]] = {
         generate,
         open_run,
         advance,
-        step,
         finish,
         close_run,
-        lay_out,
-        post_mortem,
-        past,
-        ticks,
-        rewind,
-        trim,
-        set_value,
-        force_token,
-        forced_token,
-        patch,
-        unpatch,
-        value,
-        evaluate,
-        frame_locals,
-        preview,
         capacity,
         connect,
-        kv_report,
-        kv_slice,
-        kv_trim,
-        captures,
-        capture_slices,
-        capture_summaries,
-        drop_trace,
-        kept_state,
-        drop_kept,
-        save_prompt_cache,
-        load_prompt_cache,
     )
 }

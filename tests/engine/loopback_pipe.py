@@ -12,6 +12,7 @@ from mlx_nb.client.current import current
 from mlx_nb.client.pipe import Pipe
 from mlx_nb.client.remote import Pending
 from mlx_nb.engine import pipes
+from mlx_nb.engine.calls import pipe_call
 from mlx_nb.engine.stage import Stage
 from mlx_nb.shared.errors import RunAbortedError
 from tests.engine.loopback import PROMPT, make_stages
@@ -28,9 +29,14 @@ class LoopbackRemote:
     def lost(self) -> set[int]:
         return set()
 
+    def out_of_reach(self) -> set[int]:
+        return set()
+
     def submit(self, rank: int, name: str, _pipe_id: str, *args: Any, on_event: Any = None, **kw: Any) -> Any:
         try:
-            value = pipes.CALLS[name](f"{self.pipe_id}@{rank}", *args, **kw)
+            function = pipe_call(name)
+            assert function is not None, name
+            value = function(f"{self.pipe_id}@{rank}", *args, **kw)
         except Exception as error:  # noqa: BLE001 - raised where it is waited for
             value = error
         return Pending(rank, name, SimpleNamespace(ready=lambda: True, value=value))  # type: ignore[arg-type]

@@ -1,0 +1,47 @@
+"""The calls on what traces have recorded.
+
+Every function here is called by name through `engine/calls.py`, on one rank or on all.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from mlx_nb.engine.captures import Key
+from mlx_nb.engine.pipes import stage_of
+from mlx_nb.shared.capture import Index, SiteRecord
+from mlx_nb.shared.position import Summary
+
+
+def captures(pipe_id: str, trace_id: str) -> list[SiteRecord]:
+    """What a trace has recorded on this rank."""
+    return stage_of(pipe_id).captures.records(trace_id)
+
+
+def capture_slices(pipe_id: str, wanted: Sequence[tuple[Key, Sequence[int], int, Index]]) -> list[np.ndarray]:
+    """Slices of recorded values; bfloat16 as bits. Raises as `CaptureStore.slice`."""
+    store = stage_of(pipe_id).captures
+    return [store.slice(*one) for one in wanted]
+
+
+def capture_summaries(pipe_id: str, wanted: Sequence[tuple[Key, Sequence[int], int]]) -> list[Summary]:
+    """Recorded values in numbers. Raises as `CaptureStore.summary`."""
+    store = stage_of(pipe_id).captures
+    return [store.summary(*one) for one in wanted]
+
+
+def drop_trace(pipe_id: str, trace_id: str) -> None:
+    """Forget what a trace has recorded."""
+    stage_of(pipe_id).captures.forget(trace_id)
+
+
+CALLS: dict[str, Callable[..., Any]] = {
+    function.__name__: function
+    for function in (
+        captures,
+        capture_slices,
+        capture_summaries,
+        drop_trace,
+    )
+}
