@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING
 
 from mlx_nb.client.sentences import sentence_for
 from mlx_nb.shared.ids import Rank
+from mlx_nb.shared.outcome import Outcome
+from mlx_nb.shared.plan import Shard
 from mlx_nb.shared.position import Position
 from mlx_nb.shared.sites import short_spelling
-from mlx_nb.shared.text import first_words, format_duration, format_number, format_shape, format_size
+from mlx_nb.shared.text import first_words, format_count, format_duration, format_number, format_shape, format_size
 from mlx_nb.shared.view_state import (
     ArgumentRow,
     KVRow,
@@ -41,9 +43,9 @@ def stepper_state(dbg: "Debugger") -> StepperState:
         model=dbg.pipe.name,
         prompt=first_words(dbg.prompt, 60) if isinstance(dbg.prompt, str) else "",
         status=_status(dbg),
-        where="done" if dbg.done else f"{position.phase} {position.start}:{position.stop}",
+        where=_where(dbg),
         tokens=_tokens(dbg),
-        pass_text="" if dbg.done else f"this pass: tokens {position.start}:{position.stop}",
+        pass_text="" if dbg.done or dbg.running else f"this pass: tokens {position.start}:{position.stop}",
         lanes=[_lane(dbg, rank) for rank in range(dbg.pipe.num_ranks)],
         wires=[_wire(dbg, rank) for rank in range(dbg.pipe.num_ranks - 1)],
         site=site if site and not dbg.done else "the end" if dbg.done else shown_path,
@@ -56,7 +58,7 @@ def stepper_state(dbg: "Debugger") -> StepperState:
         sentence=_sentence(dbg),
         modules=_modules(dbg),
         kv=_kv(dbg),
-        text=str(position),
+        text="" if dbg.running else str(position),
         error="",
     )
 
@@ -69,9 +71,15 @@ def _status(dbg: "Debugger") -> str:
     return "failed" if dbg.gen.state == "failed" else "stopped"
 
 
+def _where(dbg: "Debugger") -> str:
+    if dbg.running:
+        return ""  # it has left the place that it last told
+    return "done" if dbg.done else f"{dbg.position.phase} {dbg.position.start}:{dbg.position.stop}"
+
+
 def _sentence(dbg: "Debugger") -> str:
     if dbg.running:
-        return f"Running: {len(dbg.gen.token_ids)} tokens so far."
+        return f"Running: {format_count(len(dbg.gen.token_ids), 'token')} so far."
     if dbg.closed and not dbg.done:
         return "This stepper was closed."
     note = f"{dbg.note} " if dbg.note and dbg.position.index == 0 else ""
@@ -89,7 +97,7 @@ def _tokens(dbg: "Debugger") -> list[TokenCell]:
     ]
     for token, text in zip(dbg.gen.token_ids, dbg.pieces(), strict=True):
         cells.append(TokenCell(id=token, text=_visible(text), template=False, in_pass=False, generated=True))
-    if not dbg.done:
+    if not dbg.done and not dbg.running:
         for cell in cells[position.start : position.stop]:
             cell["in_pass"] = True
     if len(cells) <= _MOST_TOKENS:
@@ -109,6 +117,8 @@ def _visible(text: str) -> str:
 def _lane(dbg: "Debugger", rank: int) -> Lane:
     position, shard = dbg.position, dbg.pipe.plan.shards[rank]
     outcome = dbg.ranks.get(Rank(rank))
+    if dbg.running:
+        return _running_lane(shard, outcome)
     here = outcome is not None and outcome.pass_index == position.index
     written = {row.layer for row in outcome.kv if row.written} if outcome and (here or dbg.done) else set()
     counted = {row.layer for row in outcome.kv} if outcome else set(shard.layers)
@@ -134,6 +144,21 @@ def _lane(dbg: "Debugger", rank: int) -> Lane:
         embed=edge,
         head=head,
         layers=cells,
+    )
+
+
+def _running_lane(shard: Shard, outcome: Outcome | None) -> Lane:
+    """A rank that moves: what its KV caches held when it last told, and nothing of where it is."""
+    offsets = [row.offset for row in outcome.kv if row.offset >= 0] if outcome else []
+    return Lane(
+        rank=shard.rank,
+        host=shard.host,
+        holds=shard.describe(),
+        status="running",
+        note=f"{min(offsets)} written" if offsets else "",
+        embed="pending" if shard.is_first else None,
+        head="pending" if shard.is_last else None,
+        layers=[LayerCell(layer=layer, state="pending", kv="none") for layer in shard.layers],
     )
 
 
@@ -177,6 +202,8 @@ def _edge(dbg: "Debugger", stage: str, *, before: bool) -> str:
 
 
 def _wire(dbg: "Debugger", rank: int) -> Wire:
+    if dbg.running:
+        return Wire(source=rank, text="", state="idle")
     crossed = dbg.hops().get(Rank(rank))
     if crossed is None or crossed.hop is None:
         state = "crossed" if dbg.done or rank < dbg.position.rank else "idle"

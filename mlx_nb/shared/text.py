@@ -67,6 +67,15 @@ def format_number(value: float) -> str:
     return f"{value:.2f}" if size >= 0.01 else f"{value:.4f}"
 
 
+def format_count(count: int, noun: str) -> str:
+    """A count with its noun.
+
+    >>> format_count(1, "token"), format_count(1200, "token")
+    ('1 token', '1,200 tokens')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def format_duration(seconds: float) -> str:
     """Seconds in the unit a person would use.
 

@@ -201,6 +201,30 @@ def test_without_a_handler_no_stop_is_offered(view):
     work.set_result(None)
 
 
+def test_while_a_stride_is_under_way_nothing_says_that_it_stands(view):
+    work = Future()
+    view.widget.on_action(lambda _stride: work)
+    before = view.root.inner_text()
+    assert "37 pending" in before  # the control
+    view.button("Run").click()
+    view.settle()
+    view.page.wait_for_timeout(400)
+
+    statuses = view.root.locator(".ms-status")
+    assert statuses.all_inner_texts() == ["running", "running"]
+    assert view.root.locator(".ms-cell.current").count() == 0
+    assert view.root.get_by_role("status").inner_text() == "Running."
+    assert view.root.locator(".ms-where").inner_text() == ""
+    opacity = "node => Number(getComputedStyle(node).opacity)"
+    assert view.root.locator(".ms-panes").evaluate(opacity) < 0.5
+
+    work.set_result(None)
+    view.flush()
+    view.settle()
+    assert view.root.inner_text() == before
+    assert view.root.locator(".ms-panes").evaluate(opacity) == 1
+
+
 def test_a_short_stride_does_not_make_the_buttons_flicker(view):
     view.page.evaluate(
         """() => {

@@ -250,6 +250,20 @@ function wireRow(wire, from, to) {
   return h(`div.ms-wire.${wire.state}`, { role: "listitem", "aria-label": label }, track);
 }
 
+/**
+ * The state as long as a stride is under way: nobody knows where the ranks are, only that they are not there any more.
+ * @param {State} state @returns {State}
+ */
+function underWayState(state) {
+  if (state.status === "running") return state; // Python says how far they have come
+  const pending = (/** @type {string|null} */ edge) => edge && "pending";
+  const lanes = state.lanes.map((lane) => ({
+    ...lane, status: "running", note: "", embed: pending(lane.embed), head: pending(lane.head),
+    layers: lane.layers.map(({ layer }) => ({ layer, state: "pending", kv: "none" })),
+  }));
+  return { ...state, lanes, wires: state.wires.map((wire) => ({ ...wire, text: "", state: "idle" })), where: "", sentence: "Running." };
+}
+
 /** @param {State} state */
 function laneRows(state) {
   return state.lanes.flatMap((lane, i) => {
@@ -466,6 +480,8 @@ function render({ model, el }) {
   let pending = null;
   let drawn = -1;
   let busySince = 0;
+  /** Whether the place is drawn as that of a stride under way; null for not yet. @type {boolean|null} */
+  let shownPlace = null;
   /** @type {ReturnType<typeof setInterval>|undefined} */
   let clock;
 
@@ -509,22 +525,31 @@ function render({ model, el }) {
     if (!state || state.sequence === undefined || state.sequence < drawn) return;
     drawn = state.sequence;
     name.textContent = name.title = state.model;
-    where.textContent = where.title = state.where;
     prompt.textContent = state.prompt ? `“${state.prompt}”` : "";
     prompt.title = state.prompt;
     root.setAttribute("aria-label", `Stepper: ${state.model}`);
     tokens.draw(state);
-    lanes.replaceChildren(...laneRows(state));
     lanes.classList.toggle("dense", state.lanes.length > 4);
     value.replaceChildren(.../** @type {Node[]} */ (valuePane(state).filter(Boolean)));
     preview.draw(state, model.get("preview"));
     code.replaceChildren(...codePane(state.source));
-    if (sentence.textContent !== state.sentence) sentence.textContent = state.sentence;
     for (const part of details) part.draw(state);
     foot.hidden = details.every((part) => part.node.hidden);
     error.hidden = !state.error;
     if (error.textContent !== state.error) error.textContent = state.error;
+    shownPlace = null;
     drawBusy();
+  }
+
+  /** Where the ranks are, as far as that is known while a stride is `going`. */
+  function drawPlace(/** @type {boolean} */ going) {
+    if (shownPlace === going) return;
+    shownPlace = going;
+    const state = going ? underWayState(model.get("state")) : model.get("state");
+    where.textContent = where.title = state.where;
+    lanes.replaceChildren(...laneRows(state));
+    if (sentence.textContent !== state.sentence) sentence.textContent = state.sentence;
+    root.classList.toggle("stale", going || state.status === "running");
   }
 
   const underWay = () => pending?.stride || model.get("busy") || "";
@@ -553,6 +578,7 @@ function render({ model, el }) {
     pill.className = `ms-pill ${looks ? "running" : status}`;
     if (pill.textContent !== text) pill.textContent = text;
     root.classList.toggle("busy", looks);
+    drawPlace(looks);
     root.setAttribute("aria-busy", String(Boolean(stride)));
     for (const [each, node] of buttons) {
       if (each === "interrupt") continue;

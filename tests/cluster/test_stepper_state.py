@@ -1,0 +1,40 @@
+"""What the stepper's first screen says, from real runs; the browser's tests draw it."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from mlx_nb.client.debugger import Debugger
+from mlx_nb.client.pipe import Pipe
+from mlx_nb.client.stepper_state import stepper_state
+from mlx_nb.shared.view_state import StepperState
+
+pytestmark = [pytest.mark.cluster]
+
+PROMPT = "What is the capital of France?"
+
+
+@pytest.fixture
+def dbg(pipe2: Pipe) -> Iterator[Debugger]:
+    with pipe2.debug(PROMPT, max_tokens=40) as stepper:
+        yield stepper
+
+
+def test_while_a_run_goes_on_no_rank_is_said_to_stand(dbg: Debugger) -> None:
+    told: list[StepperState] = []
+    dbg.layer(3)
+    standing = stepper_state(dbg)
+    assert [lane["status"] for lane in standing["lanes"]] == ["stopped", "waits"]  # the control
+
+    dbg.listeners.append(lambda one: told.append(stepper_state(one)))
+    dbg.token(30)
+
+    running = [state for state in told if state["status"] == "running"]
+    assert running
+    for state in running:
+        assert [lane["status"] for lane in state["lanes"]] == ["running", "running"]
+        assert not [lane for lane in state["lanes"] if "pending" in lane["note"]]
+        assert {cell["state"] for lane in state["lanes"] for cell in lane["layers"]} == {"pending"}
+        assert not [token for token in state["tokens"] if token["in_pass"]]
+        assert (state["where"], state["pass_text"]) == ("", "")
+    assert told[-1]["lanes"][0]["status"] == "stopped"
