@@ -102,12 +102,17 @@ def _tokens(dbg: "Debugger") -> list[TokenCell]:
             cell["in_pass"] = True
     if len(cells) <= _MOST_TOKENS:
         return cells
-    head, tail = cells[:_HEAD_TOKENS], cells[-(_MOST_TOKENS - _HEAD_TOKENS) :]
     hidden = len(cells) - _MOST_TOKENS
-    folded = cells[_HEAD_TOKENS : _HEAD_TOKENS + hidden]
-    inside = any(cell["in_pass"] for cell in folded)
-    more = TokenCell(id=-1, text="", template=False, in_pass=inside, generated=False, more=hidden)
-    return [*head, more, *tail]
+    folded, tail = cells[_HEAD_TOKENS : _HEAD_TOKENS + hidden], cells[_HEAD_TOKENS + hidden :]
+    more = TokenCell(
+        id=-1,
+        text="",
+        template=False,
+        in_pass=any(cell["in_pass"] for cell in folded),
+        generated=False,
+        more=hidden,
+    )
+    return [*cells[:_HEAD_TOKENS], more, *tail]
 
 
 def _visible(text: str) -> str:

@@ -68,7 +68,14 @@ def _header(state: StepperState) -> Markup:
 
 
 def folds(tokens: list[TokenCell]) -> Iterator[range]:
-    """What the strip hides: long runs of one kind keep their ends. stepper.js has the same rule."""
+    """What the strip hides: long runs of one kind keep their ends; once, where a part was not sent.
+
+    stepper.js has the same rule.
+    """
+    unsent = next((i for i, token in enumerate(tokens) if token.get("more")), None)
+    if unsent is not None:
+        yield range(min(24, unsent), max(unsent + 1, len(tokens) - 24))
+        return
     start = 0
     while start < len(tokens):
         kind = (tokens[start]["template"], tokens[start]["generated"])
@@ -89,10 +96,9 @@ def _tokens(state: StepperState) -> Iterator[Markup | str]:
         fold = hidden.get(index, range(index, index + 1))
         cells = tokens[fold.start : fold.stop]
         in_pass = ".in" if any(cell["in_pass"] for cell in cells) else ""
-        more = len(cells) if index in hidden else cells[0].get("more", 0)
-        if more:
-            kind = "t" if cells[0]["template"] or index not in hidden else "p"
-            yield tag(f"span.ms-token.{kind}{in_pass}", f"…{more:,} more")
+        if index in hidden:
+            more = sum(cell.get("more", 1) for cell in cells)
+            yield tag(f"span.ms-more{in_pass}", f"… {more:,} more")
         else:
             kind = "t" if cells[0]["template"] else "g" if cells[0]["generated"] else "p"
             yield tag(f"span.ms-token.{kind}{in_pass}", cells[0]["text"])

@@ -270,7 +270,7 @@ def test_template_tokens_unfold_and_fold_again(view):
     strip = view.page.get_by_role("group", name="Tokens")
     before = strip.locator(".ms-token").count()
 
-    strip.get_by_role("button", name="…23 more").click()
+    strip.get_by_role("button", name="… 23 more").click()
     assert strip.locator(".ms-token").count() == before + 23
     assert strip.get_by_title("token 10 ·").count() == 1
 
@@ -285,8 +285,32 @@ def test_a_long_run_of_tokens_unfolds_in_portions(open_view, states):
     view.flush()
     view.settle()
 
-    view.button("…1,952 more").click()
-    assert view.button("…1,452 more").is_visible()
+    view.button("… 1,952 more").click()
+    assert view.button("… 1,452 more").is_visible()
+
+
+def test_a_strip_of_which_a_part_was_not_sent_folds_once(open_view, states):
+    view = open_view("crowded")
+    strip = view.page.get_by_role("group", name="Tokens")
+    chip = strip.locator(".ms-more")
+    shown = strip.locator(".ms-token").count()
+
+    assert strip.evaluate("node => node.scrollHeight <= node.clientHeight")
+    assert chip.all_inner_texts() == ["… 4,102 more"]
+    assert chip.get_attribute("title") == "Show tokens 24 to 4125"
+    assert strip.get_by_title("token 4126 ·").count() == 1
+    looks = "node => { const s = getComputedStyle(node); return [s.borderRadius, s.fontFamily, s.borderColor]; }"
+    token = strip.locator(".ms-token.p").first
+    assert not set(chip.evaluate(looks)) & set(token.evaluate(looks))
+
+    chip.click()
+    assert chip.all_inner_texts() == ["… 3,950 more"]
+    assert "is not sent" in chip.get_attribute("title")
+    assert strip.locator(".ms-token").count() == shown + 152
+    assert strip.get_by_title("token 3990 ·").count() == 1
+
+    chip.click()
+    assert chip.all_inner_texts() == ["… 4,102 more"]
 
 
 def test_open_details_stay_open_from_stop_to_stop(view):

@@ -177,7 +177,7 @@ def test_what_a_screen_reader_hears(open_view):
             - button "Restart"
             - button "Close"
           - group "Tokens":
-            - button "…23 more"
+            - button "… 23 more"
           - list "Ranks":
             - listitem:
               - text: rank 0 mini1 embed, layers 0–14

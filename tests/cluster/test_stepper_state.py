@@ -37,4 +37,4 @@ def test_while_a_run_goes_on_no_rank_is_said_to_stand(dbg: Debugger) -> None:
         assert {cell["state"] for lane in state["lanes"] for cell in lane["layers"]} == {"pending"}
         assert not [token for token in state["tokens"] if token["in_pass"]]
         assert (state["where"], state["pass_text"]) == ("", "")
-    assert told[-1]["lanes"][0]["status"] == "stopped"
+    assert told[-1]["lanes"][0]["status"] == "finished"

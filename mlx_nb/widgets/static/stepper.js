@@ -78,11 +78,14 @@ function h(selector, attributes = {}, ...children) {
 // ------------------------------------------------------------------------------------------------------ tokens
 
 /**
- * Where the strip folds: long runs of one kind keep their ends. The static picture has the same rule.
+ * Where the strip folds: long runs of one kind keep their ends; a strip of which a part was not sent folds once,
+ * around that part. The static picture has the same rule.
  * @param {Token[]} tokens
  * @returns {{from: number, to: number}[]} half-open ranges to hide
  */
 function folds(tokens) {
+  const unsent = tokens.findIndex((token) => token.more);
+  if (unsent >= 0) return [{ from: Math.min(24, unsent), to: Math.max(unsent + 1, tokens.length - 24) }];
   const found = [];
   for (let from = 0; from < tokens.length; ) {
     const { template, generated } = tokens[from];
@@ -94,6 +97,9 @@ function folds(tokens) {
   }
   return found;
 }
+
+/** How many tokens some cells stand for. @param {Token[]} tokens */
+const countTokens = (tokens) => tokens.reduce((sum, token) => sum + (token.more || 1), 0);
 
 /** @param {Token} token @param {number} index */
 function tokenChip(token, index) {
@@ -113,41 +119,47 @@ function tokenStrip(signal) {
   /** @type {Map<number, number>} */
   const opened = new Map();
   /** @type {State} */
-  let last;
+  let latest;
 
   /** @param {State} state */
   function draw(state) {
-    last = state;
+    latest = state;
     /** @type {Node[]} */
     const chips = [];
     const hidden = folds(state.tokens);
     let index = 0; // into state.tokens
     let position = 0; // in the sequence: a cell with `more` stands for several
     const show = () => {
-      const token = state.tokens[index++];
-      if (token.more) {
-        const text = `…${token.more.toLocaleString("en")} more`;
-        chips.push(h(`span.ms-token.t${token.in_pass ? ".in" : ""}`, {}, text));
-      } else chips.push(tokenChip(token, position));
-      position += token.more || 1;
+      chips.push(tokenChip(state.tokens[index++], position));
+      position += 1;
     };
     for (const fold of hidden) {
       while (index < fold.from) show();
-      const size = fold.to - fold.from;
-      const open = Math.min(opened.get(fold.from) || 0, size);
-      while (index < fold.from + open) show();
-      const rest = state.tokens.slice(index, fold.to);
-      const kind = state.tokens[fold.from].template ? "t" : "p";
-      const text = rest.length ? `…${rest.length.toLocaleString("en")} more` : "fold";
-      const chip = h(`button.ms-token.ms-more.${kind}`, { type: "button", "aria-expanded": open > 0 }, text);
+      const open = opened.get(fold.from) || 0;
+      // What was not sent stays hidden, and what is open lies on both sides of it.
+      const unsent = state.tokens.slice(fold.from, fold.to).findIndex((token) => token.more);
+      const before = Math.min(open, unsent < 0 ? fold.to - fold.from : unsent);
+      const after = unsent < 0 ? 0 : Math.min(open - before, fold.to - fold.from - unsent - 1);
+      while (index < fold.from + before) show();
+      const rest = state.tokens.slice(index, fold.to - after);
+      const all = rest.length === (unsent < 0 ? 0 : 1);
+      const count = countTokens(rest);
+      const [first, last] = [position, position + count - 1];
+      const which = rest.length ? `tokens ${first} to ${last}` : "";
+      const title = !all ? `Show ${which}` :
+        rest.length ? `The text of ${which} is not sent to this page: %mlx_show tokens lists a prompt's. Press to fold the rest again` :
+        "Fold these tokens again";
+      const text = rest.length ? `… ${count.toLocaleString("en")} more` : "fold";
+      const chip = h("button.ms-more", { type: "button", "aria-expanded": open > 0, title }, text);
       if (rest.some((token) => token.in_pass)) chip.classList.add("in");
       chip.addEventListener("click", () => {
-        opened.set(fold.from, rest.length ? open + TOKENS_PER_CLICK : 0);
-        draw(last);
+        opened.set(fold.from, all ? 0 : open + TOKENS_PER_CLICK);
+        draw(latest);
       }, { signal });
       chips.push(chip);
-      position += rest.length;
-      index = fold.to;
+      position += count;
+      index = fold.to - after;
+      while (index < fold.to) show();
     }
     while (index < state.tokens.length) show();
     if (!["finished", "failed"].includes(state.status)) chips.push(h("span.ms-token.next", {}, "next"));
