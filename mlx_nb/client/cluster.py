@@ -146,8 +146,12 @@ class Cluster:
     def restart(self, progress: Progress | None = None) -> Self:
         """Stop it and start the same again, under the same name; what the ranks held is gone."""
         config = load_profile(self.spec.profile)
+        standing = current.dbg if current.cluster is self else None
         self.stop()
         self._take(bring_up(self.name, self.spec, config, progress))
+        if standing is not None:
+            current.lost_dbg = standing
+            standing.tell()
         return self
 
     # --- end -----------------------------------------------------------------------------------------

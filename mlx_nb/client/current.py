@@ -10,12 +10,14 @@ class Current:
         cluster: The running `Cluster`, or None.
         pipe: The pipe loaded last, or None.
         dbg: The open debugger, or None.
+        lost_dbg: The debugger whose run the last restart of the cluster ended, until another begins.
     """
 
     def __init__(self) -> None:
         self.cluster: Any = None
         self.pipe: Any = None
         self.dbg: Any = None
+        self.lost_dbg: Any = None
 
     def __repr__(self) -> str:
         parts = [self.cluster, self.pipe, self.dbg]

@@ -96,6 +96,7 @@ class Debugger(GoingBack, Changing):
 
     def _begin(self) -> None:
         self.open()
+        current.lost_dbg = None
         self.gen.state = "stopped"
         self.position = self._go(Stride(name="token"), breaks=False)
 
@@ -160,6 +161,7 @@ class Debugger(GoingBack, Changing):
         """Begin the same run again, before the embedding."""
         with self._lock:
             self.close()
+            self._remote = self.pipe.cluster.remote  # another one after a restart
             request = self.pipe.request(list(self._request.tokens), self._request.options)
             self.gen = self.pipe.last = Generation(list(request.tokens))
             self._request, self.done, self.closed = request, False, False
@@ -365,7 +367,21 @@ class Debugger(GoingBack, Changing):
         """Raise `RunFinished` when there is nowhere to go."""
         self._check_open()
 
+    @property
+    def lost(self) -> str:
+        """A sentence that says how the ranks came to lose the run: its cluster has ended; empty as a rule."""
+        ended = self._remote.ended
+        if ended and self.pipe.cluster.remote is not self._remote:
+            return ended.replace(" ended at ", " was restarted at ").replace(".", ", and this run ended with it.")
+        return ended
+
+    def tell(self) -> None:
+        """Tell the listeners once more: something around the run has changed."""
+        self._tell(running=False)
+
     def _check_open(self) -> None:
+        if self.lost and not self.done:
+            raise RunFinished(self.lost, "Begin again: dbg.restart()")
         if self.closed and not self.done:
             raise RunFinished("This stepper was closed.", "Begin again: dbg.restart()")
         if self.done:

@@ -66,8 +66,10 @@ def stepper_state(dbg: "Debugger") -> StepperState:
 def _status(dbg: "Debugger") -> str:
     if dbg.running:
         return "running"
-    if dbg.done or (dbg.closed and dbg.gen.state != "failed"):
+    if dbg.done:
         return "finished"
+    if dbg.closed and dbg.gen.state != "failed":
+        return "ended" if dbg.lost else "closed"
     return "failed" if dbg.gen.state == "failed" else "stopped"
 
 
@@ -80,6 +82,8 @@ def _where(dbg: "Debugger") -> str:
 def _sentence(dbg: "Debugger") -> str:
     if dbg.running:
         return f"Running: {format_count(len(dbg.gen.token_ids), 'token')} so far."
+    if dbg.lost and not dbg.done:
+        return f"{dbg.lost} To begin again, press ↻ or type: %mlx_step restart"
     if dbg.closed and not dbg.done:
         return "This stepper was closed."
     note = f"{dbg.note} " if dbg.note and dbg.position.index == 0 else ""
@@ -137,6 +141,8 @@ def _lane(dbg: "Debugger", rank: int) -> Lane:
             LayerCell(layer=layer, state="current" if current else "done" if done else "pending", kv=kv)
         )
     status = "finished" if dbg.done else "stopped" if stage == "here" else "waits"
+    if _status(dbg) in ("closed", "ended"):
+        status = _status(dbg)
     kv_line = next((line for line in position.ranks if line.rank == rank), None)
     edge = None if not shard.is_first else _edge(dbg, stage, before=True)
     head = None if not shard.is_last else _edge(dbg, stage, before=False)

@@ -31,7 +31,7 @@ class LayerCell(TypedDict):
 
 
 class Lane(TypedDict):
-    """One rank. `status` is stopped, waits, running, finished or failed; `note` follows it: ``37 written``.
+    """One rank. `status` is stopped, waits, running, finished, failed, closed or ended; `note` follows it: ``37 written``.
 
     `embed` and `head` are None on a rank without one, else done, current or pending as a layer's state.
     """
@@ -113,7 +113,8 @@ class KVRow(TypedDict):
 class StepperState(TypedDict):
     """The whole first screen, and what is folded below it.
 
-    `status` is ready, running, stopped, finished or failed. `sequence` grows with every state:
+    `status` is ready, running, stopped, finished, failed, closed (by the user) or ended (with its
+    cluster). `sequence` grows with every state:
     a reply with a lower number than one already drawn is dropped; 0 asks the view to number it on
     arrival. `site` has the path, `suffix` the ``.input`` that is printed fainter. `preview_label`
     describes the preview image for a screen reader, `preview_limit` is the value where its colours

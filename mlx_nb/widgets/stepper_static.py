@@ -104,7 +104,7 @@ def _tokens(state: StepperState) -> Iterator[Markup | str]:
             yield tag(f"span.ms-token.{kind}{in_pass}", cells[0]["text"])
         yield " "
         index = fold.stop
-    if state["status"] not in ("finished", "failed"):
+    if state["status"] not in ("finished", "failed", "closed", "ended"):
         yield tag("span.ms-token.next", "next")
         yield " "
     yield tag("span.ms-pass", state["pass_text"])

@@ -18,6 +18,7 @@ from traitlets.config import Config
 from mlx_nb.client.current import current
 from mlx_nb.client.magics.completion import candidates, magic_matcher
 from mlx_nb.client.pipe import Pipe
+from mlx_nb.client.show import _live
 from tests.tiny import make_tiny
 
 pytestmark = [pytest.mark.cluster]
@@ -596,8 +597,28 @@ def test_unloading_takes_everything_away_and_loading_brings_it_back(shell: Shell
 
 def test_a_restart_loads_the_model_again(shell: Shell, pipe: Pipe) -> None:
     name = current.cluster.name
+    shell.good(f"%%mlx_step --max-tokens 3\n{FRANCE}")
+    view = _live[-1].view
+    assert view.state["status"] == "stopped"  # the control
 
     shell.good("%mlx_cluster restart")
+
+    # A stepper that stood says what became of it, and can begin again.
+    said = shell.usage_error("%mlx_step where")
+    assert f"Cluster {name} was restarted at" in said
+    assert said.endswith("Begin again: %mlx_step restart, or a cell with %%mlx_step and a prompt below it.")
+    assert view.state["status"] == view.state["lanes"][0]["status"] == "ended"
+    assert f"Cluster {name} was restarted at" in view.state["sentence"]
+    assert "%mlx_step restart" in view.state["sentence"]
+    assert "was restarted" in shell.names["dbg"].lost
+    shell.good("%mlx_step restart")
+    assert view.state["status"] == "stopped"
+    assert "embed_tokens.input" in shell.good("%mlx_step where").out
+    shell.good("%mlx_step q")
+    assert view.state["status"] == "closed"
+    assert shell.usage_error("%mlx_step where").startswith("Nothing is being stepped.")
+    shell.good("%mlx_freeze")
+
 
     assert current.cluster.name == name
     assert current.pipe is pipe

@@ -41,14 +41,23 @@ def need_pipe() -> "Pipe":
     return current.pipe
 
 
-def need_debugger() -> "Debugger":
+def need_debugger(*, lost: bool = False) -> "Debugger":
     """The open stepper.
+
+    Args:
+        lost: Also one whose run ended with a restart of the cluster: it can begin again.
 
     Raises:
         NoClusterError, NoModelError: There is no cluster or no model.
         RunFinished: Nothing is being stepped.
     """
     need_pipe()
+    if current.dbg is None and current.lost_dbg is not None:
+        if lost:
+            return current.lost_dbg
+        raise RunFinished(
+            current.lost_dbg.lost, "Begin again: %mlx_step restart, or a cell with %%mlx_step and a prompt below it."
+        )
     if current.dbg is None:
         raise RunFinished(
             "Nothing is being stepped.", "Begin with a cell: %%mlx_step, and the prompt below it."

@@ -70,7 +70,7 @@ class StepMagics(Magics):
             debugger = need_pipe().pm()
             offer(self.shell, "dbg", debugger)
             return debugger
-        return self._go(need_debugger(), name, rest.strip())
+        return self._go(need_debugger(lost=name == "restart"), name, rest.strip())
 
     @no_var_expand
     @line_magic

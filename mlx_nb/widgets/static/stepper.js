@@ -162,7 +162,7 @@ function tokenStrip(signal) {
       while (index < fold.to) show();
     }
     while (index < state.tokens.length) show();
-    if (!["finished", "failed"].includes(state.status)) chips.push(h("span.ms-token.next", {}, "next"));
+    if (!["finished", "failed", "closed", "ended"].includes(state.status)) chips.push(h("span.ms-token.next", {}, "next"));
     if (state.pass_text) chips.push(h("span.ms-pass", {}, state.pass_text));
     const refocus = node.contains(document.activeElement);
     node.replaceChildren(...chips);
