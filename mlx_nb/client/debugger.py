@@ -372,7 +372,9 @@ class Debugger(GoingBack, Changing):
         """A sentence that says how the ranks came to lose the run: its cluster has ended; empty as a rule."""
         ended = self._remote.ended
         if ended and self.pipe.cluster.remote is not self._remote:
-            return ended.replace(" ended at ", " was restarted at ").replace(".", ", and this run ended with it.")
+            return ended.replace(" ended at ", " was restarted at ").replace(
+                ".", ", and this run ended with it."
+            )
         return ended
 
     def tell(self) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from mlx_nb.client.generation import Generation
 from mlx_nb.shared.ids import Rank
 from mlx_nb.shared.outcome import Outcome
-from mlx_nb.shared.position import Argument, Position
+from mlx_nb.shared.position import OUTPUT, Argument, Position
 from mlx_nb.shared.request import Prompt, RunRequest
 from mlx_nb.shared.tokens import PromptTokens
 
@@ -70,23 +70,38 @@ class Looking:
         return self._ask("frame_locals")
 
     def where(self) -> str:
-        """The modules from the model down to here, the current one last."""
-        path = [
-            f"{'→' if i == len(self.position.stack) - 1 else ' '} {frame.class_name:<24} {frame.path or '(model)'}"
-            for i, frame in enumerate(self.position.stack)
-        ]
+        """The modules from the model down to here, the current one last, and where the code of `source` runs."""
+        stack, source = self.position.stack, self.position.source
+        runs = self._code_frame()
+        path = []
+        for i, frame in enumerate(stack):
+            arrow = "→" if i == len(stack) - 1 else " "
+            at = f"  {source.file}:{source.line}" if source and i == runs else ""
+            path.append(f"{arrow} {frame.class_name:<24} {frame.path or '(model)'}{at}")
+        if source and runs is None:
+            path.append(f"  {source.function}  {source.file}:{source.line}")
         return "\n".join([self.position.where, *path])
 
     def source(self) -> str:
         """The model's own code around the line where the run stands."""
-        source = self.position.source
+        position, source = self.position, self.position.source
         if source is None:
             return "No code is on this stop: it lies between the ranks."
         rows = [
             f"{number:>5} {'->' if source.line <= number <= source.last_line else '  '} {text}"
             for number, text in enumerate(source.lines, source.first)
         ]
-        return "\n".join([f"{source.function}  {source.path}", *rows])
+        does = ""
+        if position.stack and self._code_frame() != len(position.stack) - 1:
+            last = position.stack[-1]
+            does = f", which {'has called' if position.kind == OUTPUT else 'calls'} {last.class_name} {last.path}"
+        return "\n".join([f"{source.function}{does}", f"{source.path}:{source.line}", *rows])
+
+    def _code_frame(self) -> int | None:
+        """Which module of the stack runs the code of `source`: as a rule the one around the current one."""
+        stack, source = self.position.stack, self.position.source
+        owner = source.function.partition(".")[0] if source else ""
+        return next((i for i in reversed(range(len(stack))) if stack[i].class_name == owner), None)
 
     def tokens(self) -> PromptTokens:
         """The prompt's tokens with their text."""

@@ -9,7 +9,14 @@ from mlx_nb.shared.outcome import Outcome
 from mlx_nb.shared.plan import Shard
 from mlx_nb.shared.position import Position
 from mlx_nb.shared.sites import short_spelling
-from mlx_nb.shared.text import first_words, format_count, format_duration, format_number, format_shape, format_size
+from mlx_nb.shared.text import (
+    first_words,
+    format_count,
+    format_duration,
+    format_number,
+    format_shape,
+    format_size,
+)
 from mlx_nb.shared.view_state import (
     ArgumentRow,
     KVRow,

@@ -299,7 +299,9 @@ def test_a_strip_of_which_a_part_was_not_sent_folds_once(open_view, states):
     assert chip.all_inner_texts() == ["… 4,102 more"]
     assert chip.get_attribute("title") == "Show tokens 24 to 4125"
     assert strip.get_by_title("token 4126 ·").count() == 1
-    looks = "node => { const s = getComputedStyle(node); return [s.borderRadius, s.fontFamily, s.borderColor]; }"
+    looks = (
+        "node => { const s = getComputedStyle(node); return [s.borderRadius, s.fontFamily, s.borderColor]; }"
+    )
     token = strip.locator(".ms-token.p").first
     assert not set(chip.evaluate(looks)) & set(token.evaluate(looks))
 

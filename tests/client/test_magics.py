@@ -619,7 +619,6 @@ def test_a_restart_loads_the_model_again(shell: Shell, pipe: Pipe) -> None:
     assert shell.usage_error("%mlx_step where").startswith("Nothing is being stepped.")
     shell.good("%mlx_freeze")
 
-
     assert current.cluster.name == name
     assert current.pipe is pipe
     assert "capital of France is Paris" in shell.good(f"%mlx_generate --max-tokens 8 {FRANCE}").out

@@ -38,3 +38,18 @@ def test_while_a_run_goes_on_no_rank_is_said_to_stand(dbg: Debugger) -> None:
         assert not [token for token in state["tokens"] if token["in_pass"]]
         assert (state["where"], state["pass_text"]) == ("", "")
     assert told[-1]["lanes"][0]["status"] == "finished"
+
+
+def test_where_and_list_name_the_same_frames(dbg: Debugger) -> None:
+    dbg.until("layers.27.attn_out")
+
+    *_, around, here = dbg.where().splitlines()
+    head, place, *_ = dbg.source().splitlines()
+
+    assert here.split() == ["→", "Attention", "model.layers.27.self_attn"]
+    assert around.split()[:2] == ["TransformerBlock", "model.layers.27"]
+    assert around.split()[2] == place.rpartition("/")[2]  # llama.py:144
+    assert head == "TransformerBlock.__call__, which has called Attention model.layers.27.self_attn"
+
+    dbg.into()
+    assert dbg.source().startswith("TransformerBlock.__call__, which calls RMSNorm model.layers.27.post_")

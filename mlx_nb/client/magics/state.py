@@ -56,7 +56,8 @@ def need_debugger(*, lost: bool = False) -> "Debugger":
         if lost:
             return current.lost_dbg
         raise RunFinished(
-            current.lost_dbg.lost, "Begin again: %mlx_step restart, or a cell with %%mlx_step and a prompt below it."
+            current.lost_dbg.lost,
+            "Begin again: %mlx_step restart, or a cell with %%mlx_step and a prompt below it.",
         )
     if current.dbg is None:
         raise RunFinished(
