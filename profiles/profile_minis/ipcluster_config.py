@@ -13,7 +13,8 @@ What the ranks send each other is not encrypted: keep it on the cable.
 """
 
 # ---- Everything that is about your machines stands here ---------------------------------------------
-HOSTS = {"192.168.5.1": 1, "192.168.5.2": 1}  # address on the cable: ranks. The notebook runs on the first.
+# Address on the cable: ranks. The notebook runs on the first.
+HOSTS = {"192.168.5.1": 1, "192.168.5.2": 1}
 NETWORK = "192.168.5.0/24"  # the cable's network; an interface name such as "bridge0" works as well
 ENVIRONMENT = "/opt/mlx"  # the virtual environment, at the same path on every mini
 # -----------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import pytest
 from traitlets.config import Config
 
 from mlx_nb.client import launch
+from mlx_nb.client.new_profile import rewritten, write_profile
 from mlx_nb.client.profiles import find_profile, list_profiles, load_profile
 from mlx_nb.shared.errors import ClusterStartError, ProfileError
 from mlx_nb.shared.spec import ClusterSpec
@@ -173,7 +174,7 @@ def test_profiles_are_found_by_name_and_by_directory(tmp_path: Path, monkeypatch
     own.mkdir()
     (own / "ipcluster_config.py").write_text("c = get_config()\nc.Cluster.n = 5\n")
 
-    assert list(list_profiles()) == ["local", "minis", "own"]
+    assert list(list_profiles()) == ["local", "minis", "minis4", "own"]
     assert find_profile("own") == own
     assert load_profile(str(own)).Cluster.n == 5
     assert sorted(path.name for path in own.iterdir()) == ["ipcluster_config.py"]  # a template stays clean
@@ -185,3 +186,51 @@ def test_a_broken_profile_says_which_file(tmp_path: Path) -> None:
     with pytest.raises(ProfileError, match="cannot be read: ZeroDivisionError") as error:
         load_profile(str(tmp_path))
     assert str(tmp_path / "ipcluster_config.py") in error.value.fix
+
+
+def test_a_new_profile_says_what_the_one_for_minis_says_about_other_hosts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+
+    folder = write_profile("lab", ["10.7.0.1:2", "10.7.0.3"], environment="/opt/it's\\mine")
+    spec, profile = launch.resolve(None, None, "lab", 0)
+    words = command(spec, tmp_path, profile)
+
+    assert folder == tmp_path / "profile_lab"
+    assert spec.ranks == 3
+    assert after(words, "--host") == "10.7.0.1:2,10.7.0.3:1"
+    assert after(words, "btl_tcp_if_include") == "10.7.0.0/24"
+    assert words[0] == "/opt/it's\\mine/bin/mpiexec"
+    assert profile.Cluster.controller_ip == "10.7.0.1"
+    with pytest.raises(ProfileError, match="There is a profile 'lab' already"):
+        write_profile("lab", ["10.7.0.1"])
+
+
+@pytest.mark.parametrize(
+    ("name", "hosts", "words"),
+    [
+        ("../up", ["10.7.0.1"], "cannot be a profile's name"),
+        ("lab", [], "needs to know its hosts"),
+        ("lab", ["10.7.0.1:0"], "is not another host"),
+        ("lab", ["10.7.0.1", "10.7.0.1"], "is not another host"),
+        ("lab", ["mini1", "mini2"], "which network joins them"),
+        ("lab", ["10.7.0.1", "10.8.0.1"], "which network joins them"),
+    ],
+)
+def test_what_makes_no_profile_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, hosts: list[str], words: str
+) -> None:
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+
+    with pytest.raises(ProfileError, match=words):
+        write_profile(name, hosts)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_four_minis_are_two_minis_with_two_more() -> None:
+    two, four = ((find_profile(name) / "ipcluster_config.py").read_text() for name in ("minis", "minis4"))
+
+    addresses = {f"192.168.5.{number}": 1 for number in range(1, 5)}
+    folder = Path("profiles/profile_minis4")
+    assert four == rewritten(two, "minis4", folder, addresses, "192.168.5.0/24", "/opt/mlx")

@@ -421,6 +421,9 @@ def test_the_tables_are_shown(shell: Shell, pipe: Pipe) -> None:
     verbatim = shell.good('%mlx_show tokens What\'s "{MPI}"?').out
     assert all(piece in verbatim for piece in ("{", "MP", "}"))
     assert "local" in shell.good("%mlx_cluster profiles").out
+    assert "needs to know its hosts" in shell.usage_error("%mlx_cluster profiles new lab")
+    assert "mlx_cluster profiles has no 'now'" in shell.usage_error("%mlx_cluster profiles now")
+    assert "one word too many" in shell.usage_error("%mlx_cluster logs 0 1")
     assert shell.good("%mlx_cluster logs 1").result.result is not None
     assert "has no rank 9; it has 0–1" in shell.usage_error("%mlx_cluster logs 9")
     assert "'one' is not a rank" in shell.usage_error("%mlx_cluster logs one")

@@ -69,7 +69,7 @@ def test_an_unknown_profile_lists_the_known_ones() -> None:
     with pytest.raises(ProfileError) as error:
         Cluster.start(profile="minnis")
     assert error.value.problem == "There is no profile 'minnis'."
-    assert "--profile local, --profile minis" in error.value.fix
+    assert "--profile local, --profile minis, --profile minis4" in error.value.fix
 
 
 def test_an_mpi_that_does_not_start_is_quoted_and_cleaned_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,16 @@
 """``%mlx_cluster``: the life of the cluster."""
 
+import argparse
+
 from IPython.core.magic import Magics, line_magic, magics_class, no_var_expand
 
 from mlx_nb.client.cluster import Cluster
 from mlx_nb.client.current import current
 from mlx_nb.client.magics.parsing import Parser, one_line_errors, one_of, parse_words
 from mlx_nb.client.magics.state import need_cluster
+from mlx_nb.client.new_profile import write_profile
 from mlx_nb.client.options import add_cluster_options
-from mlx_nb.client.profiles import list_profiles
+from mlx_nb.client.profiles import CONFIG_FILE, list_profiles
 from mlx_nb.client.progress import ProgressLine
 from mlx_nb.shared.errors import OptionError
 from mlx_nb.shared.text import format_table
@@ -22,15 +25,19 @@ _HELP = """start, look at and stop the cluster
   logs       what the ranks have written               [RANK]
   restart    the same cluster again, with the same model
   stop       end every process of it
-  profiles   the profiles that can be started
+  profiles   the profiles that can be started; `profiles new NAME --hosts a,b` writes one
   interrupt  stop what the ranks run, as Ctrl-C would"""
 
 
 def cluster_parser() -> Parser:
     parser = Parser("%mlx_cluster", _HELP)
     parser.add_argument("subcommand", nargs="?", default="status", help="one of the above (status)")
-    parser.add_argument("argument", nargs="?", help="a cluster's name, or a rank")
+    parser.add_argument("argument", nargs="?", help="a cluster's name, a rank, or `new`")
+    parser.add_argument("name", nargs="?", help="a new profile's name")
     add_cluster_options(parser)
+    group = parser.add_argument_group("a new profile")
+    group.add_argument("--network", help="the hosts' network or interface (the 256 addresses around theirs)")
+    group.add_argument("--environment", help="the virtual environment on every host (this one)")
     return parser
 
 
@@ -45,6 +52,8 @@ class ClusterMagics(Magics):
         """Start, look at and stop the cluster: see ``%mlx_cluster --help``."""
         found = parse_words(cluster_parser(), line)
         one_of(found.subcommand, SUBCOMMANDS, "%mlx_cluster")
+        if found.name is not None and found.subcommand != "profiles":
+            raise OptionError(f"'{found.name}' is one word too many.", "Type: %mlx_cluster --help")
         match found.subcommand:
             case "start":
                 with ProgressLine() as progress:
@@ -67,9 +76,19 @@ class ClusterMagics(Magics):
                 need_cluster().interrupt()
                 print("Interrupted.")
             case "profiles":
-                rows = [[name, str(folder)] for name, folder in list_profiles().items()]
-                print(format_table([["profile", "folder"], *rows]))
+                self._profiles(found)
         return None
+
+    def _profiles(self, found: argparse.Namespace) -> None:
+        if found.argument is None:
+            rows = [[name, str(folder)] for name, folder in list_profiles().items()]
+            print(format_table([["profile", "folder"], *rows]))
+            return
+        one_of(found.argument, ("new",), "%mlx_cluster profiles")
+        folder = write_profile(found.name or "", found.hosts or (), found.network, found.environment)
+        print(f"Written: {folder / CONFIG_FILE}")
+        print(f"Look it through, then type: %mlx_doctor --profile {found.name}")
+        print(f"and: %mlx_cluster start --profile {found.name}")
 
     def _restart(self) -> object:
         cluster, pipe = need_cluster(), current.pipe
