@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from mlx_nb.client.kv import KVCaches
     from mlx_nb.client.remote import OnEvent, Pending
     from mlx_nb.client.tracing import LiveTrace, Sites
+    from mlx_nb.shared.findings import CheckReport
 
 
 UNLOAD_TIMEOUT_S = 30.0
@@ -548,6 +549,28 @@ class Pipe:
                 "Type: with pipe.trace(sites=…) as trace: pipe.generate(…, max_tokens=16)",
             )
         return trace
+
+    def check(self, prompt: Prompt | None = None, **options: Any) -> "CheckReport":
+        """Check every rank, in a short run of its own; `last` and its KV caches stay as they are.
+
+        Every weight is compared with its file, every module's result with what a fresh one makes of the same, KV
+        caches with what was written; tokens, positions, hops and offsets between the ranks; NaN; flat logits.
+
+        Args:
+            prompt: As for `generate`; None takes ten ids from all over the vocabulary.
+            **options: As `generate`: ``max_kv_size`` to check rings. 2 tokens and chunks of 5 unless said otherwise.
+
+        Returns:
+            What was found; true where nothing was.
+
+        Raises:
+            KeyboardInterrupt: It was interrupted.
+            MlxNbError: As `generate`.
+        """
+        from mlx_nb.client.checking import check
+
+        self._check()
+        return check(self, prompt, options)
 
     def show(self, view: str = "step", argument: str = "") -> None:
         """Open a view in the notebook: ``step``, ``plan``, ``kv``, ``shapes``, ``cluster``, or ``tokens`` of a prompt.

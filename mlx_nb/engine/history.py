@@ -110,6 +110,11 @@ def restore(snapshot: Snapshot, now: list[KVEntry]) -> list[KVEntry]:
     return [_release(held, entry) for held, entry in zip(snapshot.kv, now, strict=True)]
 
 
+def copy_of(entry: KVEntry) -> KVEntry:
+    """A KV cache entry as it is now, in an object of its own: handles, so writes to the first one leave it alone."""
+    return _release(_hold(entry, light=False), entry)
+
+
 def trimmed(
     run: "Run", index: int, fed: int, generated: Sequence[int], count: int
 ) -> tuple[Snapshot, list[KVEntry]]:

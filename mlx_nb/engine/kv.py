@@ -5,7 +5,7 @@ masks (`cache[0]`, `fa_idx`). Entries of layers that live elsewhere are *ghosts*
 offsets without holding data, so that masks come out as they would in one process.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import mlx.core as mx
@@ -225,3 +225,27 @@ def quantize_kv_cache(entries: list[KVEntry], start: int, group_size: int, bits:
                     "Type: kv_group_size=32" if array.shape[-1] % 32 == 0 else "Leave kv_bits away.",
                 )
     mlx_lm_api.quantize_kv_cache(entries, start=start, group_size=group_size, bits=bits)
+
+
+def settle_kv_cache(
+    entries: list[KVEntry], owned: Container[int], options: GenerateOptions, batch: int, length: int
+) -> None:
+    """What is left to do once the model has been called: quantise what is owned, let the ghosts follow.
+
+    Args:
+        entries: The whole list.
+        owned: The places that hold data on this rank.
+        options: Of the run.
+        batch, length: Rows and tokens of the pass.
+
+    Raises:
+        OptionError: As `quantize_kv_cache`.
+    """
+    if options.kv_bits is not None:
+        for place, entry in enumerate(entries):
+            if place not in owned:
+                empty_ghost(entry)
+        quantize_kv_cache(entries, options.quantized_kv_start, options.kv_group_size, options.kv_bits)
+    for place, entry in enumerate(entries):
+        if place not in owned:
+            advance_ghost(entry, batch, length)

@@ -215,8 +215,16 @@ def owned_parameters(model: nn.Module, results: list[mx.array]) -> dict[str, mx.
     return {name: parameters[name] for name in sorted(reachable(results, parameters))}
 
 
+Keep = Callable[[str, mx.array], mx.array]
+"""Gets each parameter as it has been read, and returns what the model shall hold."""
+
+
 def materialise(
-    model: nn.Module, parameters: dict[str, mx.array], packed: dict[str, Packed], folder: Path
+    model: nn.Module,
+    parameters: dict[str, mx.array],
+    packed: dict[str, Packed],
+    folder: Path,
+    keep: Keep | None = None,
 ) -> int:
     """Read the owned weights, a few at a time: what a conversion needs besides is free again soon.
 
@@ -225,6 +233,7 @@ def materialise(
         parameters: The owned ones by name.
         packed: Those among all parameters that are to be unpacked.
         folder: Named in errors.
+        keep: May put another array in a parameter's place, such as an equal one that is in memory already.
 
     Returns:
         Their bytes in memory.
@@ -244,6 +253,10 @@ def materialise(
             raise WeightsError(
                 f"{and_more('tensor', batch)} in {folder} cannot be read: {error}", "Fetch the model again."
             ) from error
+        if keep is not None:
+            for name in batch:
+                parameters[name] = keep(name, parameters[name])
+            model.update(tree_unflatten([(name, parameters[name]) for name in batch]), strict=False)
         mx.clear_cache()
     packed.clear()
     return sum(value.nbytes for value in parameters.values())

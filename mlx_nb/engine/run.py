@@ -20,15 +20,13 @@ from mlx_nb.engine.crossing import Crossing
 from mlx_nb.engine.history import History, Snapshot, restore
 from mlx_nb.engine.kv import (
     KVEntry,
-    advance_ghost,
     check_kv_options,
-    empty_ghost,
     is_kv_entry,
     keep_rows,
     make_batch_kv_cache,
     make_kv_cache,
     offset_of,
-    quantize_kv_cache,
+    settle_kv_cache,
     state_arrays,
 )
 from mlx_nb.engine.patience import Patience
@@ -270,15 +268,7 @@ class Run:
             self.recorder.begin_pass(start)
         inputs = self.batch.inputs(start, stop)  # [B, L]
         output = self.stage.model(inputs, cache=self.kv)  # [B, L, V], evaluated only where it is used
-        options = self.request.options
-        if options.kv_bits is not None:
-            for place, entry in enumerate(self.kv):
-                if place not in self._owned:
-                    empty_ghost(entry)
-            quantize_kv_cache(self.kv, options.quantized_kv_start, options.kv_group_size, options.kv_bits)
-        for place, entry in enumerate(self.kv):
-            if place not in self._owned:
-                advance_ghost(entry, inputs.shape[0], stop - start)
+        settle_kv_cache(self.kv, self._owned, self.request.options, inputs.shape[0], stop - start)
         logits = None
         if self.stage.shard.is_last:
             if self.request.kind == "logits":

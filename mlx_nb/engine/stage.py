@@ -24,6 +24,7 @@ from mlx_nb.engine.kv import state_arrays
 from mlx_nb.engine.kv_read import named_arrays, read_entry
 from mlx_nb.engine.layers import layer_paths, named_modules, transformer_layers
 from mlx_nb.engine.loading import (
+    Keep,
     build_model,
     explain_lacking,
     materialise,
@@ -89,14 +90,16 @@ class Stage:
         adapter_path: str | None = None,
         trust_remote_code: bool = False,
         publish: Publish = lambda _event: None,
+        keep: Keep | None = None,
     ) -> None:
+        """Load a share. Arguments as `Cluster.load`; `keep` as `materialise` takes it."""
         began = time.perf_counter()
         self.dtype_wish = dtype
         self.name, self.folder, self.transport, self.publish = name, folder, transport, publish
         self.rank, self.size = transport.rank, size or transport.size
         self.trusted = trust_remote_code
         with self._saying_where():
-            self._load(split, dtype, adapter_path)
+            self._load(split, dtype, adapter_path, keep)
         release()
         self.load_s = time.perf_counter() - began
         self.hooks = Hooks(self.model)
@@ -121,7 +124,9 @@ class Stage:
         self.laid_out: Run | None = None
         self.reported_kv: list[Any] = []  # what the last report was about, so that its handles stay true
 
-    def _load(self, split: str | Sequence[int], dtype: str | None, adapter_path: str | None) -> None:
+    def _load(
+        self, split: str | Sequence[int], dtype: str | None, adapter_path: str | None, keep: Keep | None
+    ) -> None:
         """Build the model, take a place in it, and read what is needed there.
 
         Raises:
@@ -146,7 +151,7 @@ class Stage:
             raise self.adapter.explain(lacking)
         self.owned = owned_parameters(self.model, results)
         del results  # it would keep what is read on the way to an owned parameter
-        self.weight_bytes = materialise(self.model, self.owned, packed, self.folder)
+        self.weight_bytes = materialise(self.model, self.owned, packed, self.folder, keep)
 
     def _build(self, split: str | Sequence[int]) -> tuple[nn.Module, Provenance]:
         """The whole model; where weight files are absent, from those that hold this rank's share.
@@ -314,6 +319,15 @@ class Stage:
         self.hooks.acquire()
         self.runs[new_id] = made
         return made
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Let what runs inside leave no trace: the last run, and what lies for a post-mortem, stay as they are."""
+        known = self.last_run, self.last_kv, self.reported_kv
+        try:
+            yield
+        finally:
+            self.last_run, self.last_kv, self.reported_kv = known
 
     def run(self, run_id: int) -> Run:
         """An open run.

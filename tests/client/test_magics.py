@@ -509,6 +509,9 @@ def test_a_line_records_a_trace(shell: Shell, pipe: Pipe) -> None:
     assert "No site" in shell.usage_error("%mlx_trace --sites layers.3.attn.output hello")
     assert "The prompt is empty" in shell.usage_error("%mlx_trace --max-tokens 2")
     assert "layers.0.mlp_out" in candidates("%mlx_trace --sites layers.0.m")
+    shell.good("%mlx_check --max-tokens 1")
+    assert shell.names["check"].ok
+    assert "--max-kv-size" in candidates("%mlx_check --")
     assert set(candidates("%mlx_trace --")) >= {"--sites", "--max-tokens", "--out"}
 
 

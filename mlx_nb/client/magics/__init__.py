@@ -5,6 +5,7 @@ from typing import Any
 from mlx_nb.client.magics.bench import BenchMagics
 from mlx_nb.client.magics.breaks import BreakMagics
 from mlx_nb.client.magics.chat import ChatMagics
+from mlx_nb.client.magics.check import CheckMagics
 from mlx_nb.client.magics.cluster import ClusterMagics
 from mlx_nb.client.magics.completion import install_completion, remove_completion
 from mlx_nb.client.magics.doctor import DoctorMagics
@@ -16,6 +17,7 @@ from mlx_nb.client.magics.trailing import rescue_question_marks
 
 MAGICS = (
     ChatMagics,
+    CheckMagics,
     ClusterMagics,
     ModelMagics,
     StepMagics,

@@ -15,6 +15,7 @@ from mlx_nb.client.going_back import BACKWARDS
 from mlx_nb.client.magics.bench import bench_parser
 from mlx_nb.client.magics.breaks import break_parser
 from mlx_nb.client.magics.chat import chat_parser
+from mlx_nb.client.magics.check import check_parser
 from mlx_nb.client.magics.cluster import SUBCOMMANDS as CLUSTER
 from mlx_nb.client.magics.cluster import cluster_parser
 from mlx_nb.client.magics.doctor import doctor_parser
@@ -41,6 +42,7 @@ _PARSERS: dict[str, Callable[[], Parser]] = {
     "mlx_bench": bench_parser,
     "mlx_break": break_parser,
     "mlx_trace": trace_parser,
+    "mlx_check": check_parser,
     "mlx_patch": patch_parser,
     "mlx_doctor": doctor_parser,
 }
