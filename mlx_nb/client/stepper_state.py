@@ -8,6 +8,7 @@ from mlx_nb.shared.ids import Rank
 from mlx_nb.shared.outcome import Outcome
 from mlx_nb.shared.plan import Shard
 from mlx_nb.shared.position import Position
+from mlx_nb.shared.preview import preview_limit
 from mlx_nb.shared.sites import short_spelling
 from mlx_nb.shared.text import (
     first_words,
@@ -61,6 +62,7 @@ def stepper_state(dbg: "Debugger") -> StepperState:
         arguments=_arguments(position),
         numbers=_numbers(position),
         preview_label=_preview_label(position) if dbg.preview else "",
+        preview_note=_preview_note(dbg),
         source=_source(position),
         sentence=_sentence(dbg),
         modules=_modules(dbg),
@@ -276,6 +278,15 @@ def _preview_label(position: Position) -> str:
     summary = position.summary
     shape = summary.shape_text if summary else ""
     return f"{position.site}, {shape}: tokens down, channels across"
+
+
+def _preview_note(dbg: "Debugger") -> str:
+    """Whether there are values beyond those where the colours end (`shared.preview.colour_limit`)."""
+    summary, limit = dbg.position.summary, preview_limit(dbg.preview)
+    if summary is None or not limit:
+        return ""
+    beyond = max(abs(summary.min), abs(summary.max)) > limit * 1.001  # the limit travels as float32
+    return "colours clipped at the 99th percentile" if beyond else ""
 
 
 def _source(position: Position) -> SourcePane | None:

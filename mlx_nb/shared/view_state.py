@@ -118,7 +118,7 @@ class StepperState(TypedDict):
     a reply with a lower number than one already drawn is dropped; 0 asks the view to number it on
     arrival. `site` has the path, `suffix` the ``.input`` that is printed fainter. `preview_label`
     describes the preview image for a screen reader, `preview_limit` is the value where its colours
-    end (``4.38``; what the preview itself says goes first). `text` replaces the plain text that `widgets.stepper_static` composes; `error` is
+    end (``4.38``; what the preview itself says goes first), `preview_note` what is to be known of them. `text` replaces the plain text that `widgets.stepper_static` composes; `error` is
     what went wrong, shown in a pane under everything else.
     """
 
@@ -138,6 +138,7 @@ class StepperState(TypedDict):
     numbers: list[NumberCell]
     preview_label: str
     preview_limit: NotRequired[str]
+    preview_note: NotRequired[str]
     source: SourcePane | None
     sentence: str
     modules: list[ModuleRow]
@@ -165,6 +166,7 @@ def empty_state() -> StepperState:
         numbers=[],
         preview_label="",
         preview_limit="",
+        preview_note="",
         source=None,
         sentence="",
         modules=[],

@@ -239,6 +239,8 @@ def _preview(state: StepperState, preview: bytes) -> Markup | None:
     legend: list[str] = []
     if limit := state.get("preview_limit"):
         legend += [tag("span", f"−{limit}"), " ", tag("i.ms-scale"), " ", tag("span", f"+{limit}")]
+    if note := state.get("preview_note"):
+        legend += [" ", tag("span.ms-clipped", note)]
     for index, name in RESERVED.items():
         if index in cells:
             legend += [" ", tag(f"i.ms-hatch.h{index}"), " ", tag("span", name)]

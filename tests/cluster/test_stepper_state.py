@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
 from mlx_nb.client.debugger import Debugger
 from mlx_nb.client.pipe import Pipe
 from mlx_nb.client.stepper_state import stepper_state
+from mlx_nb.shared.preview import preview_limit
 from mlx_nb.shared.view_state import StepperState
 
 pytestmark = [pytest.mark.cluster]
@@ -53,3 +55,19 @@ def test_where_and_list_name_the_same_frames(dbg: Debugger) -> None:
 
     dbg.into()
     assert dbg.source().startswith("TransformerBlock.__call__, which calls RMSNorm model.layers.27.post_")
+
+
+def test_colours_that_end_before_the_greatest_value_say_so(dbg: Debugger) -> None:
+    dbg.wants_preview = True
+    dbg.until("layers.27.resid_post")
+
+    summary, limit = dbg.position.summary, preview_limit(dbg.preview)
+    assert summary
+    assert limit
+    assert summary.max > 2 * limit  # the control
+    assert stepper_state(dbg)["preview_note"] == "colours clipped at the 99th percentile"
+
+    dbg.value = np.ones(summary.shape, np.float32)
+    dbg.refresh_preview()
+    assert preview_limit(dbg.preview) == 1
+    assert stepper_state(dbg)["preview_note"] == ""

@@ -17,7 +17,7 @@
  * @typedef {{sequence: number, model: string, prompt: string, status: string, where: string, tokens: Token[],
  *            pass_text: string, lanes: Lane[], wires: Wire[], site: string, suffix: string, site_note: string,
  *            arguments: {name: string, shape: string, dtype: string, size: string}[],
- *            numbers: {name: string, value: string}[], preview_label: string, preview_limit: string,
+ *            numbers: {name: string, value: string}[], preview_label: string, preview_limit: string, preview_note: string,
  *            source: Source|null, sentence: string,
  *            modules: {path: string, class_name: string, depth: number, state: string}[],
  *            kv: {rank: number, layers: string, class_name: string, offset: string, state: string}[],
@@ -433,6 +433,7 @@ function previewFigure() {
     const scale = [h("span", {}, `−${state.preview_limit}`), " ", h("i.ms-scale"), " ", h("span", {}, `+${state.preview_limit}`)];
     legend.replaceChildren(
       ...(state.preview_limit ? scale : []),
+      ...(state.preview_note ? [" ", h("span.ms-clipped", {}, state.preview_note)] : []),
       ...found.flatMap((index) => [" ", h(`i.ms-hatch.h${index}`), " ", h("span", {}, RESERVED[index].name)]),
     );
     repaint();
