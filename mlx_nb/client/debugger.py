@@ -23,6 +23,7 @@ from mlx_nb.shared.position import Position, RankKV
 from mlx_nb.shared.request import Prompt, RunRequest
 from mlx_nb.shared.sites import resolve_site
 from mlx_nb.shared.strides import Stride
+from mlx_nb.shared.text import format_count
 from mlx_nb.shared.tokens import PromptTokens
 
 if TYPE_CHECKING:
@@ -307,6 +308,11 @@ class Debugger(GoingBack, Changing):
     def asked_to_stop(self) -> bool:
         """Whether Ctrl-C or a Stop button ended the last stride."""
         return self._stop_asked
+
+    @property
+    def how_far(self) -> str:
+        """What to say of a stride that was interrupted: ``interrupted after 12 tokens``."""
+        return f"interrupted after {format_count(len(self.gen.token_ids), 'token')}"
 
     def stand(self, position: Position) -> Position:
         """Be where a free run has stopped, or where a value was changed."""

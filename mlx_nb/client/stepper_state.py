@@ -95,6 +95,8 @@ def _sentence(dbg: "Debugger") -> str:
         return f"{dbg.lost} To begin again, press ↻ or type: %mlx_step restart"
     if dbg.closed and not dbg.done:
         return "This stepper was closed."
+    if dbg.asked_to_stop and not dbg.done:
+        return f"The run was {dbg.how_far}; Run goes on. {sentence_for(dbg)}"
     note = f"{dbg.note} " if dbg.note and dbg.position.index == 0 else ""
     return note + sentence_for(dbg)
 

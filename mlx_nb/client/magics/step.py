@@ -109,7 +109,10 @@ class StepMagics(Magics):
 
     def _go(self, debugger: Debugger, name: str, rest: str) -> Any:
         if name in STRIDES:
-            return self._stride(debugger, name, rest)
+            position = self._stride(debugger, name, rest)
+            if debugger.asked_to_stop and not debugger.done:
+                print(f"[{debugger.how_far} · %mlx_step run goes on]")
+            return position
         looks: dict[str, Callable[[], object]] = {
             "where": debugger.where,
             "list": debugger.source,
