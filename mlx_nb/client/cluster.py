@@ -257,11 +257,16 @@ class Cluster:
     def __len__(self) -> int:
         return len(self.remote.table)
 
-    def interrupt(self) -> None:
-        """Interrupt what the ranks run, as Ctrl-C would; background runs end with it."""
-        for pipe in self.pipes:
-            pipe.stop_runs(wait=False)
+    def interrupt(self) -> bool:
+        """Interrupt what the ranks run, as Ctrl-C would; background runs end with it.
+
+        Returns:
+            Whether anything was running.
+        """
+        runs = any(pipe.stop_runs(wait=False) for pipe in self.pipes)
+        busy = any(self.remote.busy(rank) for rank in self.remote.table)
         self.remote.interrupt()
+        return runs or busy
 
     @property
     def ranks(self) -> tuple[RankInfo, ...]:

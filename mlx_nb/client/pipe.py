@@ -326,10 +326,12 @@ class Pipe:
         self._runs = [*(one for one in self._runs if not one.done), run]
         return run
 
-    def stop_runs(self, *, wait: bool = True) -> None:
-        """Stop every run in the background; what they have produced so far stays."""
-        for run in self._runs:
+    def stop_runs(self, *, wait: bool = True) -> int:
+        """Stop every run in the background; what they have produced so far stays. Returns how many there were."""
+        open_ones = [run for run in self._runs if not run.done]
+        for run in open_ones:
             run.stop(wait=wait)
+        return len(open_ones)
 
     def logits(self, prompt: Prompt, chunk: int | None = None, *, raw: bool = False) -> np.ndarray:
         """The logits after every token of a prompt, fed through the KV cache.

@@ -73,8 +73,7 @@ class ClusterMagics(Magics):
                 need_cluster().stop()
                 print(f"Cluster {name} has stopped.")
             case "interrupt":
-                need_cluster().interrupt()
-                print("Interrupted.")
+                print("Interrupted." if need_cluster().interrupt() else "Nothing was running.")
             case "profiles":
                 self._profiles(found)
         return None
