@@ -185,13 +185,13 @@ class KVReport:
         return iter(self.entries)
 
     def __str__(self) -> str:
-        fed = self.expected
         if self.standing:
             return f"KV cache · the run that stands at {self.standing}\n{format_table(self.rows())}"
         head = f"KV cache · last run{', cut short' if self.cut_short else ''} · "
-        head += f"{fed} tokens = {self.prompt_tokens} prompt"
+        head += f"{self.expected} tokens = {self.prompt_tokens} prompt"
         if self.generated_tokens:
-            head += f" + {self.generated_tokens} generated - the last, sampled but not fed"
+            fed = self.generated_tokens - 1
+            head += f" + {fed} of {self.generated_tokens} generated (the last is sampled, not fed)"
         if self.trimmed:
             head += f" · {self.trimmed} trimmed since"
         lines = [head, self.headline, format_table(self.rows())]

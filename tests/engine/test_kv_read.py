@@ -208,7 +208,7 @@ def test_the_report_prints_as_promised() -> None:
     report = report_of({(0, 0): 44, (0, 1): 44, (1, 2): 43, (1, 3): 43})
 
     assert str(report).splitlines() == [
-        "KV cache · last run · 44 tokens = 37 prompt + 8 generated - the last, sampled but not fed",
+        "KV cache · last run · 44 tokens = 37 prompt + 7 of 8 generated (the last is sampled, not fed)",
         "OFFSETS DIFFER: rank 1 is 1 behind rank 0",
         " rank  layers  class    offset  capacity  keys        used/held",
         " 0     0–1     KVCache  44      256       [1,2,44,4]  0.0/0.0 MiB",
