@@ -56,6 +56,7 @@ from mlx_nb.shared.legal import choose_counts
 from mlx_nb.shared.loaded import LoadedShard
 from mlx_nb.shared.plan import Shard, split_layers
 from mlx_nb.shared.request import RunRequest
+from mlx_nb.shared.text import format_count, format_size
 
 # Small chunks overlap over the ranks and keep an interrupt short on a CPU; Metal wants larger ones.
 CPU_PREFILL_STEP, METAL_PREFILL_STEP = 64, 512
@@ -113,6 +114,13 @@ class Stage:
             heads=heads,
             kv_heads=int(self.config.get("num_key_value_heads", heads) or 0),
             vocabulary=self.prompter.vocabulary,
+        )
+
+    def __repr__(self) -> str:
+        runs = format_count(len(self.runs), "run") + " open" if self.runs else "idle"
+        size = f"{format_size(self.weight_bytes)} {self.dtype}"
+        return (
+            f"Stage {self.name} · rank {self.rank} of {self.size} · {self.shard.describe()} · {size} · {runs}"
         )
 
     def _begin_without_runs(self) -> None:
