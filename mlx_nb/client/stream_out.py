@@ -7,6 +7,7 @@ from mlx_nb.client.current import current
 from mlx_nb.client.generation import Generation
 from mlx_nb.client.pipe import Pipe
 from mlx_nb.client.progress import ProgressLine
+from mlx_nb.shared.text import Trimmer
 
 if TYPE_CHECKING:
     from mlx_nb.client.breaking_run import BreakingRun
@@ -27,12 +28,12 @@ def stream_to_screen(pipe: Pipe, prompt: Any, options: dict[str, Any]) -> Genera
 def follow_on_screen(run: "FreeRun | BreakingRun") -> Generation:
     """Print what a run produces; as `stream_to_screen`."""
     generation = run.generation
-    progress = ProgressLine()
+    progress, trim = ProgressLine(), Trimmer()
     try:
         for piece in run.pieces():
             if piece is not None:
                 progress.close()
-                print(piece.text, end="", flush=True)
+                print(trim(piece.text), end="", flush=True)
             elif run.prefilled < len(generation.prompt_ids):
                 progress.tell("prompt", run.prefilled, len(generation.prompt_ids))
     except KeyboardInterrupt:

@@ -15,6 +15,7 @@ from mlx_nb.engine.obtain import obtain_stage
 from mlx_nb.shared.console_words import in_console
 from mlx_nb.shared.errors import MlxNbError
 from mlx_nb.shared.request import RunRequest, check_for_model, options_from
+from mlx_nb.shared.text import Trimmer, format_count
 
 PATIENCE_S = 2.0
 RUN_ID = 1  # one run in the life of these processes
@@ -65,9 +66,11 @@ def _run(link: MpiLink, model: str, prompt: str, wishes: dict[str, Any], options
     split = wishes["split"]
     counts = [int(n) for n in split.split(",")] if split.replace(",", "").isdigit() else split
 
+    trim = Trimmer()
+
     def show(event: dict[str, Any]) -> None:
         if event["kind"] == "token":
-            print(event["text"], end="", flush=True)
+            print(trim(event["text"]), end="", flush=True)
 
     stage = obtain_stage(model, link, publish=show, **{**wishes, "split": counts})
     check_for_model(
@@ -83,10 +86,9 @@ def _run(link: MpiLink, model: str, prompt: str, wishes: dict[str, Any], options
     outcome = Driver(Interrupt()).run_to_end(stage.open_run(request))
     stage.close_run(RUN_ID)
     if stage.shard.is_last:
-        shown = (
-            f"{stage.shard.describe()} · {len(outcome.token_ids)} tokens · {outcome.finish or outcome.kind}"
-        )
-        ranks = f"{link.size} rank{'s' if link.size > 1 else ''}"
+        tokens = format_count(len(outcome.token_ids), "token")
+        shown = f"{stage.shard.describe()} · {tokens} · {outcome.finish or outcome.kind}"
+        ranks = format_count(link.size, "rank")
         print(f"\n[{ranks}, the last with {shown}]", flush=True)
     MPI.COMM_WORLD.Barrier()
     return 0 if outcome.kind == "finished" else 130

@@ -114,6 +114,24 @@ def format_table(rows: Iterable[Sequence[str]], *, indent: int = 1, right: Itera
     return "\n".join(lines)
 
 
+class Trimmer:
+    """Lets a stream of text through without the blanks at its end: they wait for what follows them.
+
+    >>> trim = Trimmer()
+    >>> [trim(piece) for piece in ("One", "\\n\\n", "two", " ", "\\n")]
+    ['One', '', '\\n\\ntwo', '', '']
+    """
+
+    def __init__(self) -> None:
+        self._held = ""
+
+    def __call__(self, piece: str) -> str:
+        text = self._held + piece
+        shown = text.rstrip()
+        self._held = text[len(shown) :]
+        return shown
+
+
 def first_words(text: str, length: int = 40) -> str:
     """The start of a prompt on one line.
 

@@ -526,7 +526,49 @@ def test_px_sees_the_stage_and_its_cache(shell: Shell, pipe: Pipe) -> None:
     shell.good(f"%%px\n{code}")
 
     assert [current.cluster[rank]["kinds"] for rank in range(2)] == [("Stage", "Model", 2)] * 2
+    shell.good("%%px\nshown = repr(stage)")
+    here = [current.cluster[rank]["shown"] for rank in range(2)]
+    assert here[0].startswith("Stage smollm2 · rank 0 of 2 · embed, layers 0–14 · 311 MiB float32 · idle")
+    assert here[1].startswith(
+        "Stage smollm2 · rank 1 of 2 · layers 15–29, norm, head · 311 MiB float32 · idle"
+    )
     assert [current.cluster[rank]["mine"] for rank in range(2)] == [(0, 0, length), (1, 15, length)]
+
+
+def test_an_interrupt_says_whether_anything_ran(shell: Shell, pipe: Pipe) -> None:
+    assert shell.good("%mlx_cluster interrupt").out == "Nothing was running.\n"
+    run = pipe.start("Once upon a time", raw=True, max_tokens=2000)
+    assert shell.good("%mlx_cluster interrupt").out == "Interrupted.\n"
+    run.stop()
+
+
+def test_an_interrupted_stride_says_how_far_it_came_and_what_goes_on(shell: Shell, pipe: Pipe) -> None:
+    shell.good("%%mlx_step --max-tokens 2000 --raw\nOnce upon a time")
+    threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    said = shell.good("%mlx_step run").out
+
+    count = len(shell.names["dbg"].gen.token_ids)
+    assert said.startswith(f"[interrupted after {count} tokens · %mlx_step run goes on]\n")
+    assert f"interrupted after {count} tokens; Run goes on." in _live[-1].view.state["sentence"]
+    assert "interrupted" not in shell.good("%mlx_step into").out
+    shell.good("%mlx_step q")
+    shell.good("%mlx_freeze")
+
+
+def test_blanks_at_the_end_are_not_printed(shell: Shell, pipe: Pipe) -> None:
+    story = "Once upon a time"
+    text, count = "", 0
+    for count, piece in enumerate(pipe.stream(story, raw=True, max_tokens=200), 1):
+        text += piece.text
+        if text.strip() and text != text.rstrip():
+            break
+    assert text != text.rstrip()  # the control: a run of so many tokens does end in a blank
+
+    printed = shell.good(f"%mlx_generate --raw --max-tokens {count} -o g {story}").out
+
+    assert shell.names["g"].text == text
+    assert printed.rpartition("\n[")[0] == text.rstrip()
 
 
 def test_ctrl_c_in_a_generate_prints_a_line_and_keeps_the_text(shell: Shell, pipe: Pipe) -> None:
