@@ -52,7 +52,8 @@ def plan(
     names, memories = _places(ranks, hosts, here)
     if any(memories) and native:
         sizes = replace(sizes, notes=(*sizes.notes, _METAL))
-    return make_plan(sizes, names, memories, split)
+    made = make_plan(sizes, names, memories, split)
+    return replace(made, ranks_a_host=1 if hosts else ranks)
 
 
 def sites(model: str) -> SiteTable:

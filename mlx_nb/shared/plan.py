@@ -67,6 +67,7 @@ class Plan:
         reason: Why the cuts are where they are, as a sentence.
         context: Tokens that the KV caches are counted for; 0 where they are not.
         notes: What a reader should know besides.
+        ranks_a_host: How many ranks divide their host's memory; 1 where each has its own.
     """
 
     model: str
@@ -76,6 +77,7 @@ class Plan:
     reason: str = ""
     context: int = 0
     notes: tuple[str, ...] = field(default=())
+    ranks_a_host: int = 1
 
     @property
     def num_layers(self) -> int:
@@ -109,13 +111,21 @@ class Plan:
                 format_size(shard.weight_bytes) if shard.weight_bytes else "",
                 *([f"+ KV {format_size(shard.kv_bytes)}"] if self.context else []),
                 *(
-                    [f"of {format_size(shard.memory_bytes)}" if shard.memory_bytes else ""]
+                    [f"of {format_size(shard.memory_bytes)}{self._share}" if shard.memory_bytes else ""]
                     if self.context
                     else []
                 ),
             ]
             for shard in self.shards
         ]
+
+    @property
+    def _share(self) -> str:
+        """Which part of its host's memory a rank's is, where ranks divide it."""
+        if self.ranks_a_host == 1:
+            return ""
+        part = {2: "half", 3: "a third", 4: "a quarter"}.get(self.ranks_a_host, f"1/{self.ranks_a_host}")
+        return f" ({part} of this host)"
 
     def __repr__(self) -> str:
         plural = "" if self.num_ranks == 1 else "s"

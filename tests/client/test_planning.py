@@ -97,6 +97,12 @@ def test_a_plan_says_why_it_cuts_there() -> None:
     assert asked.reason == "as asked for; each rank is 50 % full"
 
 
+def test_a_plan_says_which_part_of_the_host_a_rank_may_fill() -> None:
+    assert str(mlx_nb.plan("smollm2", ranks=3)).count(" GiB (a third of this host)\n") == 3
+    assert "this host" not in str(mlx_nb.plan("smollm2", ranks=1))
+    assert "this host" not in str(mlx_nb.plan("smollm2", hosts=["a:16GB", "b:16GB"]))
+
+
 def test_an_unknown_memory_cannot_be_divided_by() -> None:
     with pytest.raises(PlanError, match="hosts="):
         mlx_nb.plan("smollm2", hosts=["mini1", "mini2"], split="memory")
