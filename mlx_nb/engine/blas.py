@@ -20,6 +20,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from mlx_nb.shared.text import format_count
+
 loaded: str = ""
 """Path of the OpenBLAS in use, or "" when mlx computes with what it links itself."""
 
@@ -72,7 +74,7 @@ def load() -> None:
     except (OSError, AttributeError) as error:
         note = f"OpenBLAS could not be loaded ({error}), so mlx uses the slow reference BLAS."
         return
-    loaded, note = str(path), f"{_config(_library)}, {threads()} threads"
+    loaded, note = str(path), f"{_config(_library)}, {format_count(threads(), 'thread')}"
 
 
 def threads() -> int:

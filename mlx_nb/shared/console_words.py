@@ -8,10 +8,13 @@ def in_console(text: str, command: str) -> str:
 
     >>> in_console("31 ranks are too many. Type: %mlx_load smollm2 --ranks 30", "demo")
     '31 ranks are too many. Type: mlx-nb demo --model smollm2 --ranks 30'
+    >>> in_console("The prompt is empty. Type some text after the options.", "run")
+    'The prompt is empty. Type: mpirun -n 2 mlx-nb run --prompt "What is the capital of France?"'
     """
-    again = f"mlx-nb {command}"
+    again = "mpirun -n 2 mlx-nb run" if command == "run" else f"mlx-nb {command}"
     option = "" if command == "fetch" else "--model "
     for magic, here in (
+        (r"Type some text after the options\.", f'Type: {again} --prompt "What is the capital of France?"'),
         (r"%env (\w+)=(\S+),?", rf"\1=\2 {again}"),
         (r"%mlx_load (MODEL )?(?=--)", f"{again} "),
         (r"%mlx_load ", f"{again} {option}"),

@@ -559,8 +559,8 @@ def test_an_interrupted_stride_says_how_far_it_came_and_what_goes_on(shell: Shel
 def test_blanks_at_the_end_are_not_printed(shell: Shell, pipe: Pipe) -> None:
     story = "Once upon a time"
     text, count = "", 0
-    for count, piece in enumerate(pipe.stream(story, raw=True, max_tokens=200), 1):
-        text += piece.text
+    for piece in pipe.stream(story, raw=True, max_tokens=200):
+        text, count = text + piece.text, count + 1
         if text.strip() and text != text.rstrip():
             break
     assert text != text.rstrip()  # the control: a run of so many tokens does end in a blank

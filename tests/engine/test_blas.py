@@ -99,7 +99,9 @@ def loads_here() -> None:
 def test_the_users_thread_count_wins(variable):
     code = "from mlx_nb.engine import blas; blas.set_threads(2)" + REPORT
 
-    assert in_python(code, **{variable: "1"})["threads"] == 1
+    one = in_python(code, **{variable: "1"})
+    assert one["threads"] == 1
+    assert one["note"].endswith(", 1 thread")
     assert in_python(code)["threads"] == 2  # control: without the variable it is ours
 
 
