@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.display import display
 
+from mlx_nb.client.idle_interrupt import idle_loop, listen_during
 from mlx_nb.client.stepper_state import stepper_state
 from mlx_nb.shared.errors import OptionError
 
@@ -27,6 +28,7 @@ class LiveStepper:
         from mlx_nb.widgets.stepper import StepperView  # anywidget takes half a second to import
 
         self.dbg = dbg
+        self._loop = idle_loop()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mlx_nb stepper")
         dbg.wants_preview = True
         dbg.refresh_preview()
@@ -41,10 +43,13 @@ class LiveStepper:
         """A button or a key; errors go into the view's own pane. A stride runs in a thread of its own.
 
         JupyterLab may bring a view's messages to a subshell: a stride that ran there would keep Stop waiting
-        behind itself, and an interrupt of the kernel would not reach it.
+        behind itself. Interrupt Kernel is heard all the same.
         """
         if stride != "close":
-            return self._thread.submit(getattr(self.dbg, stride))
+            work = self._thread.submit(getattr(self.dbg, stride))
+            if self._loop is not None:
+                listen_during(work, self.dbg.interrupt, self._loop)
+            return work
         self.dbg.close()
         self.freeze()
         return None
