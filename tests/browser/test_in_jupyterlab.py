@@ -227,3 +227,25 @@ def test_a_saved_notebook_without_a_kernel_still_shows_the_picture(lab: Lab, lab
     page.get_by_text("The run has ended").first.wait_for()
     assert "model not found" not in page.locator(".jp-Notebook").inner_text().lower()
     keep(page, "stepper-saved")
+
+
+def test_interrupt_kernel_stops_a_run_that_a_button_began(lab: Lab, lab_page: Any) -> None:
+    page = lab_page
+    step = "%%mlx_step --max-tokens 2000 --raw\nOnce upon a time there was a little robot, and"
+    open_notebook(page, lab, "interrupted.ipynb", (*CELLS[:STEP], step, "%mlx_freeze", "%mlx_cluster stop"))
+    for index in range(STEP + 1):
+        run_cell(page, index)
+    press(page, "Run", "tokens so far")
+    keep(page, "stepper-running")
+    assert page.locator(VIEW).locator(".ms-lane .ms-status > span").all_inner_texts() == ["running", "running"]
+
+    page.evaluate("() => window.jupyterapp.commands.execute('notebook:interrupt-kernel')")
+    page.wait_for_function(
+        "v => document.querySelector(v).innerText.includes('interrupted after')", arg=VIEW, timeout=10_000
+    )
+    keep(page, "stepper-interrupted")
+    assert page.locator(VIEW).locator(".ms-pill").inner_text() == "stopped"
+
+    press(page, "Into", "about to")  # and it can go on
+    run_cell(page, STEP + 1)
+    assert "has stopped" in run_cell(page, STEP + 2)
