@@ -239,7 +239,7 @@ def _wire(dbg: "Debugger", rank: int) -> Wire:
 
 def _site_note(position: Position) -> str:
     if position.kind == "end":
-        return position.about
+        return ""  # the sentence below says it
     if position.hop:
         return f"rank {position.hop.source} → rank {position.hop.target}"
     classes = " › ".join(frame.class_name for frame in position.stack[-2:])

@@ -243,7 +243,7 @@ def _preview(state: StepperState, preview: bytes) -> Markup | None:
         legend += [" ", tag("span.ms-clipped", note)]
     for index, name in RESERVED.items():
         if index in cells:
-            legend += [" ", tag(f"i.ms-hatch.h{index}"), " ", tag("span", name)]
+            legend += [" ", tag("span.ms-key", tag(f"i.ms-hatch.h{index}"), " ", tag("span", name))]
     return tag(
         "figure.ms-preview", Markup(image.removesuffix("</img>")), tag("figcaption.ms-legend", *legend)
     )

@@ -237,7 +237,10 @@ def test_interrupt_kernel_stops_a_run_that_a_button_began(lab: Lab, lab_page: An
         run_cell(page, index)
     press(page, "Run", "tokens so far")
     keep(page, "stepper-running")
-    assert page.locator(VIEW).locator(".ms-lane .ms-status > span").all_inner_texts() == ["running", "running"]
+    assert page.locator(VIEW).locator(".ms-lane .ms-status > span").all_inner_texts() == [
+        "running",
+        "running",
+    ]
 
     page.evaluate("() => window.jupyterapp.commands.execute('notebook:interrupt-kernel')")
     page.wait_for_function(

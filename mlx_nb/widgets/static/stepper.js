@@ -434,7 +434,8 @@ function previewFigure() {
     legend.replaceChildren(
       ...(state.preview_limit ? scale : []),
       ...(state.preview_note ? [" ", h("span.ms-clipped", {}, state.preview_note)] : []),
-      ...found.flatMap((index) => [" ", h(`i.ms-hatch.h${index}`), " ", h("span", {}, RESERVED[index].name)]),
+      ...found.flatMap((index) =>
+        [" ", h("span.ms-key", {}, h(`i.ms-hatch.h${index}`), " ", h("span", {}, RESERVED[index].name))]),
     );
     repaint();
   }
