@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mlx_nb.client.planning import plan, sites
     from mlx_nb.client.trace_file import open_trace
     from mlx_nb.shared.errors import MlxNbError, RunFinished
+    from mlx_nb.shared.faults import faults
 
 __all__ = [
     "Cluster",
@@ -21,6 +22,7 @@ __all__ = [
     "__version__",
     "current",
     "doctor",
+    "faults",
     "open_trace",
     "plan",
     "sites",
@@ -30,6 +32,7 @@ _HOME = {
     "Cluster": "mlx_nb.client.cluster",
     "current": "mlx_nb.client.current",
     "doctor": "mlx_nb.client.doctor",
+    "faults": "mlx_nb.shared.faults",
     "open_trace": "mlx_nb.client.trace_file",
     "plan": "mlx_nb.client.planning",
     "sites": "mlx_nb.client.planning",

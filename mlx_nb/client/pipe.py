@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from mlx_nb.client.chat import Chat
     from mlx_nb.client.cluster import Cluster
     from mlx_nb.client.debugger import Debugger
+    from mlx_nb.client.faults import Fault
     from mlx_nb.client.kv import KVCaches
     from mlx_nb.client.remote import OnEvent, Pending
     from mlx_nb.client.tracing import LiveTrace, Sites
@@ -62,6 +63,7 @@ class Pipe:
         breakpoints: Where its runs stand still; set with `break_at`.
         patches: What changes values in its runs; made with `patch`.
         tracing: The trace that records its runs now; None for none.
+        fault_count: How many faults have been put in so far.
     """
 
     def __init__(self, cluster: "Cluster", name: str, wishes: dict[str, Any]) -> None:
@@ -73,6 +75,7 @@ class Pipe:
         self.breakpoints = Breakpoints(self)
         self.patches = Patches(self)
         self.tracing: LiveTrace | None = None
+        self.fault_count = 0
         self._wishes = wishes
         self._lock = threading.RLock()
         self._unloaded = False
@@ -573,6 +576,28 @@ class Pipe:
 
         self._check()
         return check(self, prompt, options)
+
+    def fault(
+        self, name: str, rank: int | None = None, layer: int | None = None, by: float | None = None
+    ) -> "Fault":
+        """Put a fault in, to see how it shows; `mlx_nb.faults()` lists them.
+
+        A context manager: ``with pipe.fault("kv_offset", rank=1, by=-1): pipe.check()``. Without ``with`` it stays
+        in until its `remove`.
+
+        Args:
+            name: Which.
+            rank: Where; rank 1 unless a layer is named.
+            layer: The layer; None takes the first on the rank that has what the fault strikes, or all.
+            by: The fault's number.
+
+        Raises:
+            OptionError: There is no such fault, rank or layer, or nothing there has what it strikes.
+        """
+        from mlx_nb.client.faults import Fault
+
+        self._check()
+        return Fault(self, name, rank, layer, by)
 
     def show(self, view: str = "step", argument: str = "") -> None:
         """Open a view in the notebook: ``step``, ``plan``, ``kv``, ``shapes``, ``cluster``, or ``tokens`` of a prompt.

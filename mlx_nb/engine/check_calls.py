@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from mlx_nb.engine.checkup import check_up
-from mlx_nb.engine.pipes import DRIVER, stage_of
+from mlx_nb.engine.pipes import DRIVER, PIPES, stage_of
+from mlx_nb.shared.faults import FaultSpec
 from mlx_nb.shared.findings import RankFindings
 from mlx_nb.shared.request import RunRequest
 
@@ -18,4 +19,17 @@ def check(pipe_id: str, request: RunRequest) -> RankFindings:
         return check_up(stage_of(pipe_id), request, DRIVER)
 
 
-CALLS: dict[str, Callable[..., Any]] = {check.__name__: check}
+def put_fault(pipe_id: str, spec: FaultSpec) -> list[str]:
+    """Put a fault in; the sites that are wrong now. Raises as `Faults.put`."""
+    return stage_of(pipe_id).faults.put(spec)
+
+
+def take_fault(pipe_id: str, number: int) -> None:
+    """Take a fault out."""
+    if pipe_id in PIPES:
+        PIPES[pipe_id].faults.take(number)
+
+
+CALLS: dict[str, Callable[..., Any]] = {
+    function.__name__: function for function in (check, put_fault, take_fault)
+}

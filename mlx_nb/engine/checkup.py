@@ -61,17 +61,9 @@ def check_up(stage: Stage, request: RunRequest, driver: Driver) -> RankFindings:
     if state == "interrupted":
         return RankFindings(**common, state=state)
     fresh = weights.fresh_copy()
-    if state == "failed":
-        return RankFindings(
-            **common,
-            state=state,
-            findings=(*weights.findings, *raised),
-            parameters=weights.count,
-            parameter_bytes=weights.size_bytes,
-        )
     shadow = Shadow(fresh, stage.model, request.options)
     shadow.follow(witness)
-    found = [*weights.findings, *shadow.findings, *_spoilt(stage, witness), *_flat(stage, witness)]
+    found = [*weights.findings, *shadow.findings, *raised, *_spoilt(stage, witness), *_flat(stage, witness)]
     modules, worst = shadow.modules, shadow.worst
     del shadow, fresh
     release()
@@ -80,10 +72,10 @@ def check_up(stage: Stage, request: RunRequest, driver: Driver) -> RankFindings:
         state=state,
         findings=tuple(found),
         tokens=tuple(run.tokens),
-        spans=tuple((one.start, one.stop) for one in witness.passes),
+        spans=tuple((one.start, one.stop) for one in witness.whole),
         offsets=_offsets(run),
-        received=tuple(crossed(one.received) for one in witness.passes if one.received is not None),
-        sent=tuple(crossed(one.sent) for one in witness.passes if one.sent is not None),
+        received=tuple(crossed(one.received) for one in witness.whole if one.received is not None),
+        sent=tuple(crossed(one.sent) for one in witness.whole if one.sent is not None),
         parameters=weights.count,
         parameter_bytes=weights.size_bytes,
         modules=modules,
@@ -207,7 +199,7 @@ def _raised(run: "Run", error: MlxNbError) -> Finding:
 
 def _spoilt(stage: Stage, witness: Witness) -> list[Finding]:
     """The module that first returns NaN or infinite values, though it was given none."""
-    for number, seen in enumerate(witness.passes):
+    for number, seen in enumerate(witness.whole):
         exits = [(call, one) for call, one in seen.calls.items() if call[0] == OUTPUT]
         for (_, path, count), after in sorted(exits, key=lambda item: item[1].tick):
             before = seen.calls.get((INPUT, path, count))
@@ -240,7 +232,7 @@ def _flat(stage: Stage, witness: Witness) -> list[Finding]:
     """Logits that are all alike: argmax then says the first token of the vocabulary, for ever."""
     if not stage.shard.is_last:
         return []
-    for number, seen in enumerate(witness.passes):
+    for number, seen in enumerate(witness.whole):
         after = seen.calls.get((OUTPUT, "", 1), Seen(0))
         for logits in arrays_in(after.value)[:1]:
             last = logits[:, -1].astype(mx.float32)

@@ -25,7 +25,7 @@ class Hooks:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._users = 0
-        self._before: list[tuple[nn.Module, type]] = []
+        self._hooked: list[nn.Module] = []
 
     def acquire(self) -> None:
         """One more probe is open."""
@@ -37,7 +37,7 @@ class Hooks:
             if id(module) in seen:
                 continue  # a module reachable by two paths keeps its first name
             seen.add(id(module))
-            self._before.append((module, type(module)))
+            self._hooked.append(module)
             users = getattr(module, _USERS, 0)
             object.__setattr__(module, _USERS, users + 1)
             if users:
@@ -52,13 +52,33 @@ class Hooks:
         """One probe has closed; the last one gives the modules their classes back."""
         self._users -= 1
         if self._users == 0:
-            for module, cls in self._before:
+            for module in self._hooked:
                 users = getattr(module, _USERS) - 1
                 object.__setattr__(module, _USERS, users)
                 if users == 0:
-                    # Whoever came second found it hooked; its class is the one below the hook.
-                    module.__class__ = getattr(cls, _HOOKED, cls)
-            self._before.clear()
+                    # What it is now: a fault may have been put in or taken out since.
+                    own: Any = own_class(module)
+                    module.__class__ = stub_class(own) if is_stub(module) else own
+            self._hooked.clear()
+
+
+def is_stub(module: nn.Module) -> bool:
+    """Whether a module knows its place in the pipeline."""
+    return hasattr(type(module), "_mlx_nb_base")
+
+
+def own_class(module: nn.Module) -> type:
+    """A module's class below the stub and the hook."""
+    cls: Any = getattr(type(module), "_mlx_nb_base", type(module))
+    own: type = getattr(cls, _HOOKED, cls)
+    return own
+
+
+def set_own_class(module: nn.Module, own: Any) -> None:
+    """Change a module's class below the stub and the hook, whether or not there are any."""
+    hooked = hasattr(getattr(type(module), "_mlx_nb_base", type(module)), _HOOKED)
+    cls: Any = hooked_class(own) if hooked else own
+    module.__class__ = stub_class(cls) if is_stub(module) else cls
 
 
 @cache

@@ -27,6 +27,9 @@ from mlx_nb.shared.request import GenerateOptions
 if TYPE_CHECKING:
     from mlx_nb.engine.stage import Stage
 
+WHOLE = "the model"
+"""The site of what the model itself does, outside all its modules."""
+
 AT_THE_END = 10**9
 """The tick of what is seen when a pass is over."""
 
@@ -69,7 +72,7 @@ class Shadow:
         self.stage.hooks.acquire()
         token = ACTIVE.set(self)
         try:
-            for number, seen in enumerate(witness.passes):
+            for number, seen in enumerate(witness.whole):
                 self._follow(number, seen)
         finally:
             ACTIVE.reset(token)
@@ -155,6 +158,10 @@ class Shadow:
         forced.update(kwargs)
         for name, own in list(forced.items()):
             live = before.arguments.get(name)
+            if is_kv_entry(own) and name in before.arguments:  # where there is one, it is not kept
+                layer = self.stage.layer_inside(path)
+                lost = self._finding("kv", f"KV cache, layer {layer}", before.tick, layer=layer)
+                self._tell(lost, f"{leaf} is called without it")
             if is_kv_entry(own) or not isinstance(own, mx.array | bool | int | float | str | None):
                 continue
             which = "what it is given" if name == 0 else f"the argument {name} that it is given"
@@ -245,7 +252,7 @@ class Shadow:
         if not extra:
             return
         name = commonpath([path.replace(".", "/") for path in extra]).replace("/", ".")
-        times = max(number for _, path, number in self._seen.calls if path in extra)
+        times = max(number for _, path, number in self._seen.calls if path == extra[0])
         tick = min(self._seen.calls[INPUT, path, self._calls.get(path, 0) + 1].tick for path in extra)
         finding = self._finding("calls", name, tick)
         self._tell(
@@ -267,7 +274,9 @@ class Shadow:
 
     def _finding(self, kind: str, site: str, tick: int, *, layer: int | None = None) -> Finding:
         at = self.stage.layer_inside(site) if layer is None else layer
-        return Finding(kind=kind, rank=self.stage.rank, site=site, what="", layer=at, at=(self._number, tick))
+        return Finding(
+            kind=kind, rank=self.stage.rank, site=site or WHOLE, what="", layer=at, at=(self._number, tick)
+        )
 
     def _compare(self, finding: Finding, what: str, live: mx.array, own: mx.array) -> None:
         fields = {name: getattr(finding, name) for name in Finding.__dataclass_fields__}
@@ -290,12 +299,15 @@ class Shadow:
             return f"pipe.kv_cache()[{finding.layer}]"
         if finding.kind == "crossing":
             return "dbg = pipe.debug(…); dbg.until('send')"
+        if finding.site == WHOLE:
+            return "dbg = pipe.debug(…); dbg.until('logits')"
         kind = INPUT if finding.kind in ("between", "calls") else OUTPUT
         return f"dbg = pipe.debug(…); dbg.until('{finding.site}.{kind}')"
 
     def _otherwise(self, path: str) -> str:
         """Plain settings of a module that a fresh one has otherwise; of those inside, too, where they are no modules."""
-        live, fresh = self._live.get(path), self._fresh.get(path)
+        name = "" if path == WHOLE else path
+        live, fresh = self._live.get(name), self._fresh.get(name)
         if live is None or fresh is None:
             return ""
         has, should = _settings(live), _settings(fresh)

@@ -17,6 +17,7 @@ from mlx_nb.engine.adapters import Adapter
 from mlx_nb.engine.captures import CaptureStore
 from mlx_nb.engine.crossing import Crossing
 from mlx_nb.engine.cuts import Cuts, legal_cuts
+from mlx_nb.engine.faults import Faults
 from mlx_nb.engine.history import trimmed
 from mlx_nb.engine.hooks import Hooks
 from mlx_nb.engine.kept import KeptKV, keep
@@ -74,6 +75,7 @@ class Stage:
         prompter: The tokenizer.
         runs: The runs that are open here, by id.
         captures: What traces have recorded.
+        faults: What is wrong with it on purpose.
         parents: Paths of the modules that have submodules.
         order: Module paths in the order in which one pass first calls them.
         repeated: Paths of the modules that one pass calls more than once.
@@ -105,6 +107,7 @@ class Stage:
         self.load_s = time.perf_counter() - began
         self.hooks = Hooks(self.model)
         self.patches = Patches()
+        self.faults = Faults(self)
         self._begin_without_runs()
         on_metal = mx.default_device() == mx.Device(mx.gpu)
         self.prefill_step_size = METAL_PREFILL_STEP if on_metal else CPU_PREFILL_STEP

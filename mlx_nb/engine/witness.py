@@ -42,6 +42,7 @@ class SeenPass:
         calls: Every entry and exit on this rank.
         received, sent: What crossed; None where nothing does.
         kv: The owned KV cache entries as the pass left them, by place.
+        whole: Whether it has come to its end.
     """
 
     start: int
@@ -51,6 +52,7 @@ class SeenPass:
     received: Tree = None
     sent: Tree = None
     kv: dict[int, KVEntry] = field(default_factory=dict)
+    whole: bool = False
 
     def arrays(self) -> Iterator[mx.array]:
         """All of them."""
@@ -69,6 +71,11 @@ class Witness:
     def __init__(self, run: "Run") -> None:
         self._run = run
         self.passes: list[SeenPass] = []
+
+    @property
+    def whole(self) -> list[SeenPass]:
+        """The passes that have come to their end."""
+        return [one for one in self.passes if one.whole]
 
     def begin_pass(self, start: int) -> None:
         now = self._run.current
@@ -91,6 +98,7 @@ class Witness:
 
     def end_pass(self) -> None:
         seen = self.passes[-1]
+        seen.whole = True
         seen.kv = {place: copy_of(self._run.kv[place]) for place in sorted(self._run.owned)}
         mx.eval([*seen.arrays(), *(a for entry in seen.kv.values() for a in state_arrays(entry))])
 
