@@ -12,7 +12,7 @@ from mlx_nb.engine.culprit import report_nonfinite
 from mlx_nb.engine.pytree import arrays_in
 from mlx_nb.engine.stop import Stop, first_array
 from mlx_nb.engine.summary import bound_arguments
-from mlx_nb.shared.breaks import CHANGES, NONFINITE, STATISTICS, Break, Condition, parse_condition
+from mlx_nb.shared.breaks import CHANGES, EVERYWHERE, NONFINITE, STATISTICS, Break, Condition, parse_condition
 from mlx_nb.shared.errors import RunError
 from mlx_nb.shared.position import INPUT
 
@@ -57,6 +57,28 @@ class Breaks:
                 about = self._about(counted, stop)
         return about
 
+    def only_everywhere(self) -> bool:
+        """Whether nothing but NaN and Inf, at whatever site, is looked for."""
+        return all(
+            not one.enabled or (one.pattern == EVERYWHERE and self._conditions[one.when].kind == NONFINITE)
+            for one in self.armed
+        )
+
+    def looks_everywhere(self) -> bool:
+        """Whether NaN and Inf are looked for in this pass on this rank."""
+        now = self._run.current
+        assert now is not None  # layers are only called inside a pass
+        return any(
+            one.enabled
+            and one.rank in (-1, self._run.stage.rank)
+            and (one.token < 0 or now.start <= one.token < now.stop)
+            for one in self.armed
+        )
+
+    def begin_pass(self) -> None:
+        """A pass begins: nothing of the one before is held."""
+        self._looked_at = None
+
     def _holds(self, one: Break, stop: "Stop") -> bool:
         condition = self._conditions[one.when]
         if not condition.kind:
@@ -68,6 +90,8 @@ class Breaks:
         return self._true(one, condition, stop)
 
     def _nonfinite(self, stop: "Stop") -> bool:
+        if self._run.past_its_use:
+            return False
         found = arrays_at(stop)
         if len(found) == 1 and found[0] is self._looked_at:
             return False  # a block returns what its last part returned

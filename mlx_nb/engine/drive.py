@@ -109,9 +109,7 @@ class Driver:
             run.probe = Probe(run)
             run.stage.hooks.acquire()
         run.probe.keeps_past = True
-        run.probe.stride = stride
-        run.probe.breaks.arm(breaks)
-        run.probe.interrupted = lambda: self.interrupt.requested
+        run.probe.set_out(stride, breaks, lambda: self.interrupt.requested)
         run.stage.transport.begin(run.request.run_id)
         try:
             with self.interrupt.listening():

@@ -17,6 +17,7 @@ from mlx_nb.engine.captures import Recorder
 from mlx_nb.engine.clock import Clock
 from mlx_nb.engine.context import ACTIVE
 from mlx_nb.engine.crossing import Crossing
+from mlx_nb.engine.haste import LookAgain
 from mlx_nb.engine.history import History, Snapshot, restore
 from mlx_nb.engine.kv import (
     KVEntry,
@@ -29,8 +30,9 @@ from mlx_nb.engine.kv import (
     settle_kv_cache,
     state_arrays,
 )
+from mlx_nb.engine.passlog import PassLog
 from mlx_nb.engine.patience import Patience
-from mlx_nb.engine.pytree import Tree, arrays_of
+from mlx_nb.engine.pytree import Tree, arrays_of, map_arrays
 from mlx_nb.engine.rows import Answer, Rows
 from mlx_nb.engine.stop import Stop, first_array
 from mlx_nb.engine.transport import Arrival
@@ -76,6 +78,7 @@ class Pass:
     through: Tree = None
     done_layers: set[int] = field(default_factory=set)
     arrival: Arrival | None = None
+    taken: bool = False
     began: float = 0.0
 
 
@@ -138,7 +141,7 @@ class Run:
         self.first_seed = self.seed
         self.history = History()
         # The events of the last passes, and what was changed in them: both by pass.
-        self.log: dict[int, list[Event]] = {}
+        self.log: dict[int, PassLog] = {}
         self.edits: dict[Place, mx.array] = {}
         self.forced: dict[Place, int] = {}
         self._resume: Snapshot | None = None
@@ -267,7 +270,7 @@ class Run:
         if self.recorder:
             self.recorder.begin_pass(start)
         inputs = self.batch.inputs(start, stop)  # [B, L]
-        output = self.stage.model(inputs, cache=self.kv)  # [B, L, V], evaluated only where it is used
+        output = self._through_model(inputs)  # [B, L, V], evaluated only where it is used
         settle_kv_cache(self.kv, self._owned, self.request.options, inputs.shape[0], stop - start)
         logits = None
         if self.stage.shard.is_last:
@@ -281,6 +284,26 @@ class Run:
             self.recorder.end_pass()
         self.passes.append((phase, stop - start, time.perf_counter() - began))
         return logits
+
+    def _through_model(self, inputs: mx.array) -> mx.array:
+        """The model's own forward pass; once more where something in it must be looked at more closely."""
+        if self.probe is None:
+            return self.stage.model(inputs, cache=self.kv)
+        try:
+            output = self.stage.model(inputs, cache=self.kv)
+            self.probe.look()
+            return output
+        except LookAgain:
+            pass
+        except Exception:
+            if not self.probe.unknown:
+                raise
+        now = self._pass()
+        self.kv = restore(self.history.snapshots[now.index], self.kv)
+        now.crossing, now.through, now.taken = self.stage.crossing(self.kv), None, False
+        now.done_layers.clear()
+        self.probe.begin_again()
+        return self.stage.model(inputs, cache=self.kv)
 
     def _next_tokens(self, logits: mx.array | None) -> list[Answer]:
         """The last rank samples and tells the others."""
@@ -373,10 +396,13 @@ class Run:
         if now.arrival is None:
             source = self.stage.rank - 1
             now.arrival = self.wait_for(source, "the hidden state")
-            received = now.arrival.value
+        if not now.taken:
+            # Handles of its own: models change arrays in place, and the pass may begin again.
+            received = map_arrays(lambda array: array[...], now.arrival.value)
             if self.probe:
                 received = self.probe.crossed("recv", received, now.arrival)
             now.crossing.take(received)
+            now.taken = True
             self._owned |= now.crossing.filled
         return now.crossing.before(index, args, kwargs)
 
@@ -394,6 +420,13 @@ class Run:
         self.clock.turn(COMPUTE)
         now.through = value
         return value
+
+    @property
+    def past_its_use(self) -> bool:
+        """Whether nothing needs what the pass still computes: norm and head of a chunk that is not the prompt's last."""
+        now = self._pass()
+        behind = self.stage.shard.is_last and self.stage.shard.layers.stop - 1 in now.done_layers
+        return behind and not now.final and self.request.kind != "logits"
 
     def saw_kv(self, index: int, arguments: list[Any]) -> None:
         """An owned layer is being called: the KV entries among its arguments hold data here."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mlx_nb.client.pipe import Pipe
+from mlx_nb.engine import haste
 from mlx_nb.engine.breaking import STATISTIC, has_nonfinite
 from mlx_nb.engine.stage import Stage
 from mlx_nb.shared.breaks import STATISTICS
@@ -245,3 +246,40 @@ def test_the_loopback_pipe_makes_the_tokens_of_a_free_run(pipe: LoopbackPipe, ti
         dbg.run()
         assert dbg.gen.token_ids == wanted
         assert dbg.gen.prompt_ids == list(PROMPT)
+
+
+def test_values_looked_at_together_lead_to_the_same_stop_as_one_by_one(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stands(careful: bool) -> list[str]:
+        pipe = LoopbackPipe(tiny("llama"), [3, 2])
+        one = pipe.break_at("*", when="nonfinite")
+        if careful:  # a second one that never holds: then nothing is gathered
+            pipe.break_at("layers.0.output", token=100_000)
+        found = []
+        with pipe.begin_at() as dbg:
+            dbg.token()
+            break_the(pipe.stages[1], "model.layers.3.mlp.up_proj", nan_weight)
+            for _ in range(2):
+                position = dbg.run()
+                rows = [(kv.rank, kv.offset, kv.pending) for kv in position.ranks]
+                found.append(f"{position.where} {position.tick} {position.about} {rows} {one.hits}")
+        pipe.unload()
+        return found
+
+    looked = []
+    before = haste.LookAgain.__init__
+
+    def counted(self: haste.LookAgain) -> None:
+        looked.append(1)
+        before(self)
+
+    monkeypatch.setattr(haste.LookAgain, "__init__", counted)
+    one_by_one = stands(careful=True)
+    assert not looked  # the control is none, unless it goes the other way
+
+    together = stands(careful=False)
+
+    assert looked
+    assert together == one_by_one
+    assert "layers.3.mlp.up_proj.output" in together[0]
