@@ -22,6 +22,7 @@ MLX_LM_CHUNK = 2048
 ONE, TWO = "mlx-lm, 1 process, 1 thread", "mlx-lm, 1 process, 2 threads"
 AS_IT_COMES = "mlx-lm, 1 process, 2 threads, its default chunk"
 PIPELINE = "mlx-lm's own pipeline, 2 processes"
+UNWATCHED = "no breakpoint"
 PING, BARE, NO_OP, UNHOOKED = "plain MPI ping", "bare ipyparallel cluster", "no-op call", "no stepper open"
 
 Measure = Callable[[], float]
@@ -235,6 +236,34 @@ def hooks(session: Session) -> Contest:
     )
 
 
+def nonfinite_prefill(session: Session) -> Contest:
+    """One chunk of a prompt while a breakpoint looks for NaN and Inf at every site."""
+    pipe, ids = session.pipe(), random_ids(128)
+    return nonfinite(pipe, "prefill of one chunk of 128", lambda: prefill_speed(pipe, ids))
+
+
+def nonfinite_decode(session: Session) -> Contest:
+    """Decoding while a breakpoint looks for NaN and Inf at every site."""
+    pipe, tokens = session.pipe(), 24 if session.quick else 64
+    ids = pipe.encode(STORY, raw=True)
+    return nonfinite(pipe, f"decode of {tokens}", lambda: decode_speed(pipe, ids, tokens))
+
+
+def nonfinite(pipe: Pipe, what: str, speed: Measure) -> Contest:
+    """The same with the breakpoint and without it."""
+
+    def watched() -> float:
+        one = pipe.break_at("*", when="nonfinite")
+        try:
+            return speed()
+        finally:
+            one.delete()
+
+    contenders = {OURS: watched, UNWATCHED: speed}
+    title = f"{what} tokens, break on NaN and Inf at every site"
+    return Contest(title, "tok/s", HIGHER, contenders, (Target(UNWATCHED, 0.91),))
+
+
 @dataclass(frozen=True, slots=True)
 class Catalogued:
     """A row by what it says of itself."""
@@ -260,6 +289,8 @@ ROWS: dict[str, Catalogued] = {
     "hop-37-tcp": Catalogued("a hop of 37 tokens, TCP", lambda session: hop(session, 37, "self,tcp")),
     "stop": Catalogued("a stop of the stepper", stop),
     "hooks": Catalogued("hooks in place, nothing probed", hooks),
+    "nonfinite-prefill": Catalogued("a chunk, break on NaN and Inf at every site", nonfinite_prefill),
+    "nonfinite-decode": Catalogued("decode, break on NaN and Inf at every site", nonfinite_decode),
 }
 
 
