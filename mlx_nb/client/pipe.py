@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from mlx_nb.client.kv import KVCaches
     from mlx_nb.client.remote import OnEvent, Pending
     from mlx_nb.client.tracing import LiveTrace, Sites
+    from mlx_nb.shared.diff_report import DiffReport
     from mlx_nb.shared.findings import CheckReport
 
 
@@ -184,6 +185,16 @@ class Pipe:
     @property
     def dtype(self) -> str:
         return self._shards[0].dtype
+
+    @property
+    def dtype_wish(self) -> str | None:
+        """The dtype that was asked for; None for the device's own."""
+        return self._shards[0].dtype_wish
+
+    @property
+    def trusted(self) -> bool:
+        """Whether code of the model's own may run."""
+        return self._shards[0].trusted
 
     @property
     def num_ranks(self) -> int:
@@ -554,6 +565,39 @@ class Pipe:
                 "Type: with pipe.trace(sites=…) as trace: pipe.generate(…, max_tokens=16)",
             )
         return trace
+
+    def diff(
+        self,
+        other: Any,
+        prompt: Prompt | None = None,
+        sites: "Sites" = "layers.*",
+        *,
+        forced: bool = True,
+        tol: float | None = None,
+        **options: Any,
+    ) -> "DiffReport":
+        """Feed the same tokens to another model, and see where the two part.
+
+        Args:
+            other: Another pipe (of another split, dtype or checkpoint), a trace, or `mlx_nb.reference()`: the model
+                in one process, fresh from its files.
+            prompt: As for `generate`; None takes the one of a trace.
+            sites: What is compared: ``layers.*`` is what each layer returns.
+            forced: Whether to run once more with each layer given the other's input, so that errors do not add up.
+            tol: The relative distance that is let pass; None takes it from the dtype.
+            **options: As `trace`. The prompt is fed in chunks of 16 unless ``prefill_step_size`` says otherwise.
+
+        Returns:
+            ``.ok``, ``.first``, ``.worst``, ``.table()``; true where both are the same.
+
+        Raises:
+            OptionError: There is nothing to compare, or an option is wrong.
+            MlxNbError: As `trace`.
+        """
+        from mlx_nb.client.diffing import diff
+
+        self._check()
+        return diff(self, other, prompt, sites, forced, tol, options)
 
     def check(self, prompt: Prompt | None = None, **options: Any) -> "CheckReport":
         """Check every rank, in a short run of its own; `last` and its KV caches stay as they are.

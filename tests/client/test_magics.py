@@ -512,6 +512,10 @@ def test_a_line_records_a_trace(shell: Shell, pipe: Pipe) -> None:
     shell.good("%mlx_check --max-tokens 1")
     assert shell.names["check"].ok
     assert "--max-kv-size" in candidates("%mlx_check --")
+    shell.good("%mlx_diff --against t --free --sites layers.*.mlp_out -o found")
+    assert shell.names["found"].ok
+    assert "neither a variable nor a file" in shell.usage_error("%mlx_diff --against nobody Hi")
+    assert "--against" in candidates("%mlx_diff --")
     assert set(candidates("%mlx_trace --")) >= {"--sites", "--max-tokens", "--out"}
 
 

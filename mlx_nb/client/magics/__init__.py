@@ -8,6 +8,7 @@ from mlx_nb.client.magics.chat import ChatMagics
 from mlx_nb.client.magics.check import CheckMagics
 from mlx_nb.client.magics.cluster import ClusterMagics
 from mlx_nb.client.magics.completion import install_completion, remove_completion
+from mlx_nb.client.magics.diff import DiffMagics
 from mlx_nb.client.magics.doctor import DoctorMagics
 from mlx_nb.client.magics.model import ModelMagics
 from mlx_nb.client.magics.patches import PatchMagics
@@ -23,6 +24,7 @@ MAGICS = (
     StepMagics,
     BreakMagics,
     TraceMagics,
+    DiffMagics,
     PatchMagics,
     BenchMagics,
     DoctorMagics,

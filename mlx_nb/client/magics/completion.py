@@ -18,6 +18,7 @@ from mlx_nb.client.magics.chat import chat_parser
 from mlx_nb.client.magics.check import check_parser
 from mlx_nb.client.magics.cluster import SUBCOMMANDS as CLUSTER
 from mlx_nb.client.magics.cluster import cluster_parser
+from mlx_nb.client.magics.diff import diff_parser
 from mlx_nb.client.magics.doctor import doctor_parser
 from mlx_nb.client.magics.model import generate_parser, load_parser
 from mlx_nb.client.magics.parsing import Parser
@@ -43,6 +44,7 @@ _PARSERS: dict[str, Callable[[], Parser]] = {
     "mlx_break": break_parser,
     "mlx_trace": trace_parser,
     "mlx_check": check_parser,
+    "mlx_diff": diff_parser,
     "mlx_patch": patch_parser,
     "mlx_doctor": doctor_parser,
 }
