@@ -5,6 +5,7 @@ reads its own bytes and no more.
 """
 
 import json
+import re
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,9 @@ from mlx_nb.shared.errors import MlxNbError, ModelError, OptionError, WeightsErr
 
 DTYPES = ("float32", "bfloat16", "float16")
 
+MAX_COUNT = 65_536
+_COUNTED = re.compile(r"layer|block|expert|depth")
+
 _AT_ONCE_BYTES = 16 * 1024 * 1024
 
 
@@ -45,11 +49,25 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ModelError(
             f"{path} cannot be read ({error.strerror}).", "Name the folder of an mlx-lm model."
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} is not JSON ({error}).", "Fetch the model again.") from error
     if not isinstance(config, dict):
         raise ModelError(f"{path} is not a model's configuration.", "Fetch the model again.")
+    _check_counts(path, config)
     return config
+
+
+def _check_counts(path: Path, config: Any) -> None:
+    """Refuse a number of layers or experts that no model has: Python makes an object for each of them.
+
+    A damaged or hostile file would otherwise take all of this machine's memory before a weight is looked at.
+    """
+    if not isinstance(config, dict):
+        return
+    for key, value in config.items():
+        if isinstance(value, int) and value > MAX_COUNT and _COUNTED.search(str(key)):
+            raise ModelError(f"{path} says {key} is {value:,}, which no model has.", "Fetch the model again.")
+        _check_counts(path, value)
 
 
 def text_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -96,8 +114,8 @@ def build_model(folder: Path, *, trust_remote_code: bool, part: bool = False) ->
             ) from error
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise ModelError(
-            f"mlx-lm cannot build {folder.name}: {kind}{text[:300]}",
-            "Type: %mlx_load smollm2, or another model.",
+            f"mlx-lm cannot build {folder.name}: {kind}{text[:300].rstrip('.')}.",
+            "Is its config.json whole? Fetch the model again, or type: %mlx_load smollm2",
         ) from error
     return model, provenance
 

@@ -26,6 +26,11 @@ class Prompter:
         self.tokenizer: Any = None
         eos = config.get("eos_token_id")
         eos_ids = [] if eos is None else list(eos) if isinstance(eos, list) else [eos]
+        if strange := [one for one in eos_ids if not isinstance(one, int)]:
+            raise ModelError(
+                f"eos_token_id in the config.json of {folder.name} is {str(strange[0])[:40]!r}, which is no token id.",
+                "Fetch the model again.",
+            )
         if any((folder / name).is_file() for name in _TOKENIZER_FILES):
             try:
                 self.tokenizer = load_tokenizer(

@@ -38,7 +38,8 @@ def build_unloaded(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     except Exception as error:
         text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ModelError(
-            f"mlx-lm cannot build {folder.name}: {text}", "Type: %mlx_load smollm2, or another model."
+            f"mlx-lm cannot build {folder.name}: {text.rstrip('.')}.",
+            "Is its config.json whole? Fetch the model again, or type: %mlx_load smollm2",
         ) from error
     model.set_dtype(_DTYPES[stored_dtype(folder, config)])
     if quantization := config.get("quantization") or config.get("quantization_config"):

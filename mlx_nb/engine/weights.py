@@ -26,15 +26,19 @@ def read_index(folder: Path) -> dict[str, str]:
     """Which file the index says a tensor lies in; empty without an index.
 
     Raises:
-        WeightsError: It is no index.
+        WeightsError: It is no index, or names a file outside the folder.
     """
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return {}
     try:
-        return {str(k): str(v) for k, v in json.loads(index.read_text()).get("weight_map", {}).items()}
-    except (ValueError, AttributeError) as error:
+        found = {str(k): str(v) for k, v in json.loads(index.read_text()).get("weight_map", {}).items()}
+    except (ValueError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{index} is not a weight index ({error}).", "Fetch the model again.") from error
+    for name in set(found.values()):
+        if Path(name).name != name:
+            raise WeightsError(f"{index} names a file outside its folder: {name}.", "Fetch the model again.")
+    return found
 
 
 def absent_files(folder: Path) -> set[str]:
@@ -59,11 +63,6 @@ def weight_files(folder: Path, *, part: bool = False) -> list[Path]:
     """
     files = sorted(folder.glob("model*.safetensors"))
     for name in sorted(set(read_index(folder).values())):
-        if Path(name).name != name:
-            raise WeightsError(
-                f"{folder / 'model.safetensors.index.json'} names a file outside its folder: {name}.",
-                "Fetch the model again.",
-            )
         if not part and not (folder / name).is_file():
             raise WeightsError(
                 f"The weight file {name} is missing from {folder}.",
