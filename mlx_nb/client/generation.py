@@ -6,6 +6,9 @@ from mlx_nb.shared.outcome import Outcome
 from mlx_nb.shared.text import format_duration
 from mlx_nb.shared.timeline import Timeline
 
+MOST_IDS = 64
+"""So many token ids are printed where there is no text."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
@@ -144,7 +147,13 @@ class Generation:
     def __repr__(self) -> str:
         tail = f" · {self.finish_reason}" if self.finish_reason else f" · {self.state}"
         line = self.stats.line if self.stats else "no tokens yet"
-        return f"{self.text}\n[{line}{tail}]"
+        return f"{self.text or self._ids}\n[{line}{tail}]"
+
+    @property
+    def _ids(self) -> str:
+        """The generated ids in place of a text: a model without a tokenizer makes none."""
+        shown = " ".join(map(str, self.token_ids[:MOST_IDS]))
+        return f"token ids: {shown}{' …' if len(self.token_ids) > MOST_IDS else ''}" if shown else ""
 
 
 class Generations(list[Generation]):

@@ -213,6 +213,8 @@ class Pipe:
         width = f" · D {first.hidden_size}" if first.hidden_size else ""
         adapted = f" + adapter {PurePath(first.adapter).name}" if first.adapter else ""
         head = f"Pipe {self.name}{adapted} · {first.num_layers} layers{width} · {first.dtype} · {state}"
+        if self._unloaded:  # the ranks hold nothing of it any more
+            return f"{head}\n next: %mlx_load {self.name}"
         return f'{head}\n{format_table(plan.rows(), right=(3,))}\n next: pipe.generate("…")  pipe.debug("…")'
 
     def _state(self) -> str:

@@ -196,4 +196,4 @@ def _misfit(folder: Path, model_name: str, config: dict[str, Any], error: Except
 def _other_model(config: dict[str, Any]) -> str:
     made_for = config.get("model")
     told = f" {CONFIG} says it was made for {made_for}." if isinstance(made_for, str) and made_for else ""
-    return f"Load the model that it was made for, or leave the adapter away.{told}"
+    return f"Load the model that it was made for, or load this one without the adapter.{told}"

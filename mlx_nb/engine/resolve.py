@@ -7,7 +7,7 @@ from pathlib import Path
 from mlx_nb.engine.embedded import embedded_model
 from mlx_nb.engine.hub import Choose, hub_model
 from mlx_nb.shared.errors import ModelNotFoundError
-from mlx_nb.shared.models import COMMUNITY, EMBEDDED, KNOWN_NAMES, Progress
+from mlx_nb.shared.models import COMMUNITY, EMBEDDED, KNOWN_NAMES, ModelDownloadError, Progress
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _QUANTISED = re.compile(r"[\w.-]+-\d?bit|[\w.-]+-bf16", re.IGNORECASE)
@@ -45,7 +45,17 @@ def resolve_model(name: str, progress: Progress | None = None, choose: Choose | 
         raise ModelNotFoundError(f"There is no folder {folder.absolute()}.", _suggest(name))
     repo = next((known for known in KNOWN_NAMES if known.endswith(f"/{name}")), name)
     if _HUB_ID.fullmatch(repo):
-        return hub_model(repo, progress or _silent, choose)
+        try:
+            return hub_model(repo, progress or _silent, choose)
+        except ModelDownloadError as error:
+            if repo != name or not folder.parent.is_dir():
+                raise
+            # It may have been meant as a folder: one that stands beside others.
+            near = _suggest(name)
+            fix = near if near.startswith("Did you mean") else error.fix
+            raise type(error)(
+                f"There is no folder {folder.absolute()}, and as a Hugging Face id, {error.problem}", fix
+            ) from error
     raise ModelNotFoundError(f"No model '{name}'.", _suggest(name))
 
 

@@ -10,6 +10,7 @@ from mlx_nb.shared.text import format_size
 
 # A header is a few hundred bytes a tensor; past this it is not a model but an attack or garbage.
 MAX_HEADER_BYTES = 256 * 1024 * 1024
+LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +99,11 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     again = "Fetch the model again, or copy the file again."
     with path.open("rb") as file:
         start = file.read(8)
+        if start == LFS_POINTER[:8] and file.read(len(LFS_POINTER) - 8) == LFS_POINTER[8:]:
+            raise WeightsError(
+                f"{path} is a git-LFS pointer: the name of a weight file, not the file itself.",
+                f"In a terminal: git -C {path.parent} lfs pull",
+            )
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else MAX_HEADER_BYTES
         if length >= min(MAX_HEADER_BYTES, size):
             raise WeightsError(f"{path} is not a safetensors file, or only the start of one.", again)

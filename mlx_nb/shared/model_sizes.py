@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from mlx_nb.shared.legal import LegalCuts
-from mlx_nb.shared.text import format_size, format_table
+from mlx_nb.shared.text import as_html, format_size, format_table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,9 +83,10 @@ class SiteRow:
 class SiteTable:
     """Every site of a model, in the order in which a pass reaches it. Iterate, index, or filter by a glob."""
 
-    def __init__(self, model: str, rows: Sequence[SiteRow]) -> None:
+    def __init__(self, model: str, rows: Sequence[SiteRow], hint: str = "") -> None:
         self.model = model
         self.rows = tuple(rows)
+        self._hint = hint  # what a glob that matches nothing could have been
 
     def __iter__(self) -> Iterator[SiteRow]:
         return iter(self.rows)
@@ -98,7 +100,17 @@ class SiteTable:
             return self.rows[pattern]
         wanted = (pattern, f"*.{pattern}", f"{pattern}.output", f"*.{pattern}.output")
         rows = [row for row in self.rows if any(fnmatchcase(row.site, p) for p in wanted)]
-        return SiteTable(self.model, rows)
+        return SiteTable(self.model, rows, "" if rows else self._instead(pattern))
+
+    def _instead(self, pattern: str) -> str:
+        """What to type instead of a glob that matches nothing."""
+        parts = [row.site.removesuffix(".output").rpartition(".")[2] for row in self.rows]
+        if not parts:
+            return f"No site matches {pattern!r}."
+        plain = pattern.removesuffix(".output").strip("*.")
+        near = [*get_close_matches(plain, dict.fromkeys(parts), n=1), parts[-1]]
+        shown = " or ".join(repr(f"*.{part}") for part in dict.fromkeys(near))
+        return f"No site matches {pattern!r}. Type a glob such as {shown}"
 
     def table(self) -> list[list[str]]:
         """The rows as text, the head first."""
@@ -118,5 +130,10 @@ class SiteTable:
             if len(table) <= 60
             else [*table[:45], ["…", f"{len(table) - 56} more", "", "", "", ""], *table[-10:]]
         )
+        if self._hint:
+            return f"0 sites of {self.model}\n {self._hint}"
         plural = "" if len(self) == 1 else "s"
         return f"{len(self)} site{plural} of {self.model}\n{format_table(shown, right=(4, 5))}"
+
+    def _repr_html_(self) -> str:
+        return as_html(repr(self))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from mlx_nb.shared.errors import PlanError
 from mlx_nb.shared.ids import LayerIndex, Rank
-from mlx_nb.shared.text import format_layers, format_size, format_table
+from mlx_nb.shared.text import as_html, format_layers, format_size, format_table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +139,9 @@ class Plan:
             lines.append(f" KV caches at {self.context:,} tokens; weights, KV caches and memory are per rank")
         lines += [f" note: {note}" for note in self.notes]
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return as_html(repr(self))
 
 
 def split_evenly(num_layers: int, num_ranks: int) -> list[int]:

@@ -1,6 +1,7 @@
 """How sizes, shapes, ranges and numbers are printed, everywhere the same."""
 
 from collections.abc import Iterable, Sequence
+from html import escape
 
 KIB = 1024
 MIB = 1024 * 1024
@@ -130,6 +131,15 @@ class Trimmer:
         shown = text.rstrip()
         self._held = text[len(shown) :]
         return shown
+
+
+def as_html(text: str) -> str:
+    """A text of columns for a notebook's page: its lines never wrap; a wide one is scrolled.
+
+    >>> as_html("a  <b>")
+    '<pre style="white-space: pre; overflow-x: auto">a  &lt;b&gt;</pre>'
+    """
+    return f'<pre style="white-space: pre; overflow-x: auto">{escape(text)}</pre>'
 
 
 def first_words(text: str, length: int = 40) -> str:

@@ -30,8 +30,18 @@ def row(name: str) -> tuple[str, str, str]:
     worst = max(difference(wanted, ranks.passes(counts)) for counts in allowed)
     legal = f"all {len(cuts.legal)}" if not cuts.refused else ", ".join(map(str, cuts.legal))
     forwards = [f for f in cuts.forwards.values() if f]
-    told = f"At {len(forwards)} cuts forwards {_kinds(forwards)}." if forwards else ""
+    told = forwarded(len(forwards), len(cuts.legal), _kinds(forwards)) if forwards else ""
     return legal, EXACT if worst == 0 else f"{DIFFERS} by {worst:.1e}", told
+
+
+def forwarded(some: int, legal: int, kinds: str) -> str:
+    """At how many of the legal cuts more than the hidden state goes over.
+
+    >>> forwarded(5, 7, "keys and values"), forwarded(1, 1, "keys and values")
+    ('At 5 of the 7 cuts the hop also carries keys and values.', 'At the only cut the hop also carries keys and values.')
+    """
+    where = f"{some} of the {legal} cuts" if legal > 1 else "the only cut"
+    return f"At {where} the hop also carries {kinds}."
 
 
 def _starts(counts: list[int]) -> set[int]:

@@ -192,6 +192,30 @@ def test_without_network_the_error_says_what_to_do(tmp_path):
     assert "%mlx_load smollm2" in error["fix"]
 
 
+def test_what_may_have_been_a_folder_is_also_missed_as_one(tmp_path, monkeypatch):
+    from mlx_nb.engine import resolve
+    from mlx_nb.shared.models import ModelDownloadError
+
+    def no_hub(repo, *_):
+        raise ModelDownloadError(f"{repo} is not downloaded.", "Connect.")
+
+    monkeypatch.setattr(resolve, "hub_model", no_hub)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m" / "gemma3n").mkdir(parents=True)
+    (tmp_path / "m" / "gemma3n" / "config.json").write_text("{}")
+
+    for name, fix in (("m/gemma3", "Did you mean m/gemma3n?"), ("m/zzz", "Connect.")):
+        with pytest.raises(ModelDownloadError) as caught:
+            resolve_model(name)
+        assert caught.value.problem.startswith(
+            f"There is no folder {tmp_path / name}, and as a Hugging Face id, {name}"
+        )
+        assert caught.value.fix.startswith(fix)
+    with pytest.raises(ModelDownloadError) as caught:
+        resolve_model("org/gemma3")  # control: no folder org is here
+    assert caught.value.problem == "org/gemma3 is not downloaded."
+
+
 def test_a_known_models_short_name_is_mlx_communitys(tmp_path):
     error = fetch("Qwen3-1.7B-8bit", tmp_path, NOWHERE)[-1]
 

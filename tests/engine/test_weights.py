@@ -98,6 +98,15 @@ def test_what_is_no_safetensors_file_is_named(folder: Path, content: bytes) -> N
         build_model(folder, trust_remote_code=False)
 
 
+def test_a_git_lfs_pointer_is_called_one(folder: Path) -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 12345\n"
+    (folder / "model.safetensors").write_bytes(pointer)
+
+    with pytest.raises(WeightsError, match="is a git-LFS pointer") as caught:
+        build_model(folder, trust_remote_code=False)
+    assert caught.value.fix == f"In a terminal: git -C {folder} lfs pull"
+
+
 @pytest.mark.parametrize(
     "header",
     [[], {"a": 1}, {"a": {"dtype": "F32"}}, {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0]}}],
