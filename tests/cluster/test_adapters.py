@@ -108,7 +108,10 @@ def test_the_magic_takes_an_adapter(cluster2: Cluster, folder: Path, tmp_path: P
         refused = shell.run_cell(f"%mlx_load {folder} --adapter /nowhere")
         assert "There is no adapter folder /nowhere." in str(refused.error_in_exec)
         assert current.pipe.adapter_path == str(adapter)  # a load that fails leaves the loaded model
-        current.pipe.unload()
+        pipe = current.pipe
+        assert "next: pipe.generate" in repr(pipe)
+        pipe.unload()
+        assert repr(pipe).endswith(f"· unloaded\n next: %mlx_load {folder}")
     finally:
         shell.run_line_magic("unload_ext", "mlx_nb")
         current.cluster, current.pipe = before
