@@ -20,11 +20,6 @@ def in_magics(text: str) -> str:
     'No breakpoints. Set one: %mlx_break * --if nonfinite'
     """
     text = re.sub(rf"\bdbg\.({_STEPS})\(\)", r"%mlx_step \1", text)
-    text = re.sub(
-        r"\bdbg = pipe\.debug\(…\); dbg\.until\('([^']*)'\)",
-        r"%%mlx_step (a prompt below), then %mlx_step until \1",
-        text,
-    )
     text = re.sub(r"\bpipe\.break_at\('([^']*)', when='([^']*)'\)", r"%mlx_break \1 --if \2", text)
     text = re.sub(rf"(?<=Type: )({_OPTIONS})=(\S+)", lambda m: f"{_flag(m[1])} {m[2]}", text)
     return re.sub(rf"(?<![-\w])({_OPTIONS})\b(?!=)", lambda m: _flag(m[1]), text)

@@ -26,10 +26,17 @@ def test_every_fault_is_named(model: str, cluster2: Cluster, tmp_path: Path) -> 
         assert pipe.check().ok  # all of them are out again
 
 
+@pytest.mark.parametrize("model", CLEAN)
+def test_nothing_is_found_on_clean_models(model: str, cluster2: Cluster, tmp_path: Path) -> None:
+    with loaded(cluster2, make(model, tmp_path / model)) as pipe:
+        report = pipe.check()
+
+        assert report.ok, report
+
+
 def test_there_are_enough_of_them_and_the_judge_can_say_no(cluster2: Cluster, tmp_path: Path) -> None:
     assert {case.fault for case in CASES} == {kind.name for kind in faults()}
     assert len(faults()) >= 25
-    assert len(CLEAN) >= 8
     with loaded(cluster2, make("qwen3", tmp_path / "qwen3")) as pipe:
         with pipe.fault("rope_base", layer=4) as fault:
             report = pipe.check()
