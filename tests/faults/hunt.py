@@ -45,6 +45,7 @@ _OTHERWISE = {
         Case("kv_offset", "gemma3", {"layer": 5, "by": 1}),
         Case("kv_offset", "deepseek_v3", {"layer": 1, "by": -1}),
     ],
+    "nan": [Case("nan"), Case("nan", where={"rank": 0})],
     "norm_epsilon": [Case("norm_epsilon", "gemma3"), Case("norm_epsilon", "mamba2", {"rank": 0})],
     "layer_skipped": [Case("layer_skipped", "qwen3", {"layer": 3}), Case("layer_skipped", "mamba2")],
 }
