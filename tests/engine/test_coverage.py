@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_nb.engine import run as run_module
+from mlx_nb.engine import kv as kv_module
 from mlx_nb.engine.cuts import legal_cuts
 from mlx_nb.engine.loading import build_model
 from mlx_nb.engine.transport import Loopback, LoopbackWorld
@@ -173,9 +173,9 @@ def test_a_wrong_ghost_offset_is_caught(name: str, monkeypatch: pytest.MonkeyPat
     count = ranks.cuts.num_layers
     counts = [count - 2, 2]
     assert outcome(ranks, counts, wanted, SMALL) == 0.0
-    right = run_module.advance_ghost
+    right = kv_module.advance_ghost
 
-    monkeypatch.setattr(run_module, "advance_ghost", lambda entry, b, length: right(entry, b, length + 1))
+    monkeypatch.setattr(kv_module, "advance_ghost", lambda entry, b, length: right(entry, b, length + 1))
 
     assert outcome(ranks, counts, wanted, SMALL) > 0
 

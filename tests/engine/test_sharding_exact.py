@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlx_nb.engine import run as run_module  # before mlx: it loads OpenBLAS
+from mlx_nb.engine import kv as kv_module  # before mlx: it loads OpenBLAS
 from mlx_nb.engine.kv import make_kv_cache
 from mlx_nb.engine.run import Run
 from mlx_nb.engine.stage import Stage
@@ -136,10 +136,10 @@ def test_a_ghost_that_is_one_off_breaks_a_sliding_window(tiny: Tiny, monkeypatch
     wanted = OneProcess(folder, None).logits(chunk)
     stages = make_stages(folder, [4, 3])
     assert np.array_equal(logits(stages, chunk), wanted)
-    right = run_module.advance_ghost
+    right = kv_module.advance_ghost
 
     monkeypatch.setattr(
-        run_module, "advance_ghost", lambda entry, batch, length: right(entry, batch, length + 1)
+        kv_module, "advance_ghost", lambda entry, batch, length: right(entry, batch, length + 1)
     )
 
     try:
