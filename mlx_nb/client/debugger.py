@@ -338,6 +338,10 @@ class Debugger(GoingBack, Changing):
             rows = outcome.kv if outcome else ()
             here = outcome is not None and outcome.pass_index == position.index
             written = sum(row.written for row in rows) if here else 0
+            if outcome is not None and outcome.pass_index > position.index:
+                written = len(
+                    shard.layers
+                )  # a free run's chunks overlap: this rank was ahead when another raised
             offsets = [row.offset for row in rows if row.offset >= 0]
             whole = written >= len(shard.layers)
             lines.append(

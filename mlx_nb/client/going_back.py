@@ -154,6 +154,8 @@ class GoingBack(Looking):
             if found is None:
                 self._run_again(index)
                 found = self._stops(index, stride) or []
+            if before[1] == _LAST:
+                before = self._behind_what_raised(here)
             found = [one for one in found if one[:2] < before]
             if found:
                 first = (index, *found[0][:2]), found[0][2]
@@ -167,6 +169,12 @@ class GoingBack(Looking):
         if here.tick:
             self._back_to(here)  # passes may have been run again to find out
         raise OptionError("There is nothing before this place.", "Go on: dbg.into()")
+
+    def _behind_what_raised(self, here: Position) -> tuple[int, int]:
+        """Rank and tick behind the entry that raised: once its cause is mended, the pass goes on past it."""
+        entries = self._stops(here.index, Stride(name="until", site=here.site)) or []
+        ticks = [tick for rank, tick, _ in entries if rank == here.rank]
+        return int(here.rank), ticks[here.call - 1] + 1 if len(ticks) >= here.call else _LAST
 
     def _stops(self, index: int, stride: Stride) -> list[tuple[int, int, int]] | None:
         """Rank, tick and the pass's first token of the stops at which a stride backwards would end, as they come.
