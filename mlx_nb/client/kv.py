@@ -16,12 +16,12 @@ class KVBufferHandle:
     """One buffer on its rank; indexing fetches a copy of the slice.
 
     Shapes:
-        indexed: ``[B, K, S, …]`` over the valid positions, for keys and values.
+        indexed: ``[B, K, S, …]`` over the valid positions, for keys and values; a quantised entry's come unpacked.
     """
 
     def __init__(self, pipe: "Pipe", entry: KVEntryReport, name: str) -> None:
         self._pipe, self._entry, self._name = pipe, entry, name
-        self._buffer = next((b for b in entry.buffers if b.name == name or b.name.endswith(f".{name}")), None)
+        self._buffer = entry.buffer(name)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -39,10 +39,7 @@ class KVBufferHandle:
             TransferTooLargeError: The slice is over 64 MiB.
         """
         if self._buffer is None:
-            raise RunError(
-                f"Layer {self._entry.layer} ({self._entry.class_name}) has no {self._name}.",
-                f"It has: {', '.join(b.name for b in self._entry.buffers) or 'nothing yet'}.",
-            )
+            raise _no_buffer(self._entry, self._name)
         wanted = index if isinstance(index, tuple) else (index,)
         found: np.ndarray = self._pipe.cluster.remote.call(
             self._entry.rank, "kv_slice", self._pipe.pipe_id, self._entry.place, self._buffer.name, wanted
@@ -63,8 +60,23 @@ class KVBufferHandle:
         return f"{self._name} of layer {self._entry.layer} · rank {self._entry.rank} · {list(self.shape)} {self.dtype}, held {list(held)}"
 
 
+def _no_buffer(entry: KVEntryReport, name: object) -> RunError:
+    names = [buffer.name for buffer in entry.buffers]
+    where = f"Layer {entry.layer} ({entry.class_name}, rank {entry.rank})"
+    if not names:
+        return RunError(
+            f"{where} has no {name}: nothing has been written yet.", "Let the run go on: dbg.run()"
+        )
+    asked = "Type: " + " or ".join(f'kv[{entry.layer}]["{known}"]' for known in names[:4])
+    return RunError(f"{where} has no {name}. It has: {', '.join(names)}.", asked)
+
+
 class KVEntry:
-    """The KV cache of one layer: numbers here, arrays on their rank."""
+    """The KV cache of one layer: numbers here, arrays on their rank.
+
+    ``kv[3].keys`` and ``kv[3].values``; SSM and conv states are ``kv[3].state(0)``. Every buffer goes by its name,
+    too: ``kv[3]["state 0"]``, ``kv[3]["keys.packed"]``, ``kv[3]["1.keys"]`` in a tree.
+    """
 
     def __init__(self, pipe: "Pipe", report: KVEntryReport) -> None:
         self._pipe = pipe
@@ -77,6 +89,29 @@ class KVEntry:
     @property
     def values(self) -> KVBufferHandle:
         return KVBufferHandle(self._pipe, self.report, "values")
+
+    def state(self, number: int) -> KVBufferHandle:
+        """An SSM or conv state of a layer that keeps no keys and values.
+
+        Raises:
+            RunError: There is no such state.
+        """
+        return self[f"state {number}"]
+
+    def __getitem__(self, name: str) -> KVBufferHandle:
+        """A buffer by its name.
+
+        Raises:
+            RunError: There is no such buffer.
+        """
+        if not isinstance(name, str) or self.report.buffer(name) is None:
+            raise _no_buffer(self.report, name)
+        return KVBufferHandle(self._pipe, self.report, name)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all its buffers."""
+        return tuple(buffer.name for buffer in self.report.buffers)
 
     @property
     def offset(self) -> int:
@@ -104,8 +139,10 @@ class KVEntry:
 
     def __repr__(self) -> str:
         r = self.report
-        tail = f" · {r.detail}" if r.detail else ""
-        return f"{r.class_name} of layer {r.layer} · rank {r.rank} · offset {r.offset} of {r.capacity} · {r.first_shape}{tail}"
+        between = " of " if r.room.isdigit() else ", "
+        offset = f"offset {r.offset}{between if r.room else ''}{r.room}" if r.offset >= 0 else ""
+        parts = [f"{r.class_name} of layer {r.layer}", f"rank {r.rank}", offset, r.shapes, r.detail]
+        return " · ".join(part for part in parts if part)
 
 
 class KVCaches:

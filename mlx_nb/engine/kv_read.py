@@ -170,6 +170,29 @@ def named_arrays(entry: KVEntry) -> list[tuple[str, mx.array, int]]:
     return [(name, array, -1) for name, array in vars(entry).items() if isinstance(array, mx.array)]
 
 
+def array_named(entry: KVEntry, name: str) -> mx.array | None:
+    """The valid part of an array by its name (``keys``, ``1.values``, ``keys.packed``); None if there is none.
+
+    Keys and values of a quantised entry come unpacked.
+    """
+    number, _, rest = name.partition(".")
+    if number.isdigit():
+        parts = getattr(entry, "caches", ())
+        return array_named(parts[int(number)], rest) if int(number) < len(parts) else None
+    valid = {
+        known: array[..., :used, :] if used >= 0 else array for known, array, used in named_arrays(entry)
+    }
+    if f"{name}.packed" in valid:
+        return mx.dequantize(
+            valid[f"{name}.packed"],
+            scales=valid[f"{name}.scales"],
+            biases=valid[f"{name}.biases"],
+            group_size=entry.group_size,
+            bits=entry.bits,
+        )
+    return valid.get(name)
+
+
 def _valid(entry: KVEntry, array: mx.array) -> int:
     held = int(array.shape[-2]) if array.ndim >= 2 else 0
     offset = _fed(entry) - int(getattr(entry, "start_position", 0) or 0)

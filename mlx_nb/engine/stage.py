@@ -22,7 +22,7 @@ from mlx_nb.engine.history import trimmed
 from mlx_nb.engine.hooks import Hooks
 from mlx_nb.engine.kept import KeptKV, keep
 from mlx_nb.engine.kv import state_arrays
-from mlx_nb.engine.kv_read import named_arrays, read_entry
+from mlx_nb.engine.kv_read import array_named, read_entry
 from mlx_nb.engine.layers import layer_paths, named_modules, transformer_layers
 from mlx_nb.engine.loading import (
     Keep,
@@ -436,15 +436,9 @@ class Stage:
             RunError: There is no such buffer any more.
         """
         kv = self.reported_kv
-        entries: list[Any] = [kv[place]] if place < len(kv) else []
-        *path, plain = name.split(".") if name.split(".")[0].isdigit() else ["", name]
-        for part in (number for number in path if number):
-            entries = [entries[0].caches[int(part)]]
-        for entry in entries:
-            for known, array, used in named_arrays(entry):
-                if known == plain:
-                    valid = array[..., :used, :] if used >= 0 else array
-                    return as_numpy(valid[index])
+        found = array_named(kv[place], name) if place < len(kv) else None
+        if found is not None:
+            return as_numpy(found[index])
         raise RunError(f"Rank {self.rank} has no {name} at place {place}.", "Look again: pipe.kv_cache()")
 
     # What a run tells -----------------------------------------------------------------------------

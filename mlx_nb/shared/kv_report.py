@@ -1,11 +1,14 @@
 """What the KV caches of a run hold, rank by rank and layer by layer: numbers only, the arrays stay there."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from mlx_nb.shared.ids import LayerIndex, Rank
-from mlx_nb.shared.text import MIB, format_table
+from mlx_nb.shared.text import format_share, format_table
+
+_WORD_BITS = 32  # quantised numbers are packed into words of so many
+_MOST_NAMED = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,22 +78,64 @@ class KVEntryReport:
     def held_bytes(self) -> int:
         return sum(buffer.held_bytes for buffer in self.buffers)
 
+    def buffer(self, name: str) -> KVBuffer | None:
+        """A buffer by its name; of a tree's parts, the first that has one of that name.
+
+        ``keys`` and ``values`` of a quantised entry are what they are before packing: their rank unpacks them.
+        """
+        for known in self.buffers:
+            if known.name == name or known.name.endswith(f".{name}"):
+                return known
+            plain = known.name.removesuffix(".packed")
+            if self.bits and plain != known.name and (plain == name or plain.endswith(f".{name}")):
+                return self._unpacked(known)
+        return None
+
+    def _unpacked(self, packed: KVBuffer) -> KVBuffer:
+        plain = packed.name.removesuffix(".packed")
+        scales = next((known for known in self.buffers if known.name == f"{plain}.scales"), packed)
+        shape, held = (
+            (*sizes[:-1], sizes[-1] * _WORD_BITS // self.bits) for sizes in (packed.shape, packed.held_shape)
+        )
+        return replace(packed, name=plain, shape=shape, held_shape=held, dtype=scales.dtype)
+
     @property
-    def first_shape(self) -> str:
-        """The first buffer's shape, without blanks: ``[1,3,44,64]``."""
-        shape = self.buffers[0].shape if self.buffers else ()
-        return f"[{','.join(map(str, shape))}]" if shape else "empty"
+    def shapes(self) -> str:
+        """What it holds, without blanks: ``[1,3,44,64]``; values where they differ, states by their names."""
+        prefixes = list(dict.fromkeys(_part(buffer.name) for buffer in self.buffers))
+        parts = [f"{prefix[:-1]}: " * bool(prefix) + self._shapes_of(prefix) for prefix in prefixes]
+        return " · ".join(parts) or "empty"
+
+    def _shapes_of(self, prefix: str) -> str:
+        keys, values = self.buffer(f"{prefix}keys"), self.buffer(f"{prefix}values")
+        if keys is not None:
+            differ = values is not None and values.shape != keys.shape
+            return _shape(keys) + (f", values {_shape(values)}" if differ and values is not None else "")
+        named = [buffer for buffer in self.buffers if _part(buffer.name) == prefix]
+        texts = [f"{buffer.name.removeprefix(prefix)} {_shape(buffer)}" for buffer in named[:_MOST_NAMED]]
+        return ", ".join(texts) + (" …" if len(named) > _MOST_NAMED else "")
+
+    @property
+    def room(self) -> str:
+        """The positions that fit: ``256``, ``ring of 8``, ``window of 8``; empty where there are none."""
+        if not self.capacity:
+            return ""
+        if self.ring_at >= 0:
+            return f"ring of {self.capacity}"
+        return f"window of {self.capacity}" if self.capacity < self.offset else str(self.capacity)
 
     @property
     def detail(self) -> str:
         """What a class has besides: ring, kept slots, bits, padding."""
         parts = []
         if self.ring_at >= 0:
-            parts.append(f"ring at {self.ring_at}")
+            slot = self.ring_at if self.ring_at < self.capacity else self.kept  # it turns with the next write
+            parts.append(f"next slot {slot}")
         if self.kept:
             parts.append(f"keeps {self.kept}")
         if self.bits:
-            parts.append(f"{self.bits}-bit")
+            packed = next((buffer for buffer in self.buffers if buffer.name.endswith(".packed")), None)
+            parts.append(f"{self.bits}-bit" + (f", packed {_shape(packed)}" if packed is not None else ""))
         if self.unused:
             parts.append("never written")
         if self.rows:
@@ -98,6 +143,15 @@ class KVEntryReport:
         if self.left_padding:
             parts.append(f"padding {list(self.left_padding)}")
         return " · ".join(parts)
+
+
+def _shape(buffer: KVBuffer) -> str:
+    return f"[{','.join(map(str, buffer.shape))}]"
+
+
+def _part(name: str) -> str:
+    """The part of a tree that a buffer belongs to: ``1.`` of ``1.keys``; empty outside of trees."""
+    return name[: len(name) - len(name.lstrip("0123456789."))]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,11 +202,13 @@ class KVReport:
 
     def rows(self) -> list[list[str]]:
         """The table: consecutive layers of a rank that read the same, in one row."""
-        table = [["rank", "layers", "class", "offset", "capacity", "keys", "used/held", ""]]
+        has_keys = any(entry.buffer("keys") for entry in self.entries)
+        holds = "keys" if has_keys or not any(entry.buffers for entry in self.entries) else "states"
+        table = [["rank", "layers", "class", "offset", "capacity", holds, "used/held", ""]]
         most = max((entry.offset for entry in self.entries), default=0)
 
         def reads(entry: KVEntryReport) -> tuple[object, ...]:
-            shown = (entry.first_shape, entry.used_bytes, entry.held_bytes, entry.detail)
+            shown = (entry.shapes, entry.used_bytes, entry.held_bytes, entry.detail)
             return (entry.rank, entry.class_name, entry.offset, entry.capacity, *shown)
 
         for _, group in groupby(self.entries, key=reads):
@@ -164,18 +220,16 @@ class KVReport:
                 if first.offset < 0 or first.unused
                 else f"{first.offset}{' ←' if first.offset < most else ''}"
             )
-            used, held = (sum(getattr(e, k) for e in same) / MIB for k in ("used_bytes", "held_bytes"))
-            capacity = str(first.capacity) if first.capacity else "–"
-            size = f"{used:.1f}/{held:.1f} MiB"
+            used, held = (sum(getattr(e, k) for e in same) for k in ("used_bytes", "held_bytes"))
             table.append(
                 [
                     str(first.rank),
                     span,
                     first.class_name,
                     offset,
-                    capacity,
-                    first.first_shape,
-                    size,
+                    first.room or "–",
+                    first.shapes,
+                    format_share(used, held),
                     first.detail,
                 ]
             )
@@ -186,7 +240,10 @@ class KVReport:
 
     def __str__(self) -> str:
         if self.standing:
-            return f"KV cache · the run that stands at {self.standing}\n{format_table(self.rows())}"
+            table = format_table(self.rows()) if self.entries else " no layer has been called yet"
+            return f"KV cache · the run that stands at {self.standing}\n{table}"
+        if not self.entries and not self.prompt_tokens:
+            return 'KV cache · nothing has been run yet\n next: pipe.generate("…")'
         head = f"KV cache · last run{', cut short' if self.cut_short else ''} · "
         head += f"{self.expected} tokens = {self.prompt_tokens} prompt"
         if self.generated_tokens:

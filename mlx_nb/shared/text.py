@@ -25,6 +25,18 @@ def format_size(size_bytes: float) -> str:
     return f"{size_bytes / GIB:.1f} GiB"
 
 
+def format_share(used_bytes: float, held_bytes: float) -> str:
+    """Used and held bytes, both in the unit that suits the held ones.
+
+    >>> format_share(1_056_768, 5_898_240), format_share(6_272, 32_768), format_share(512, 2048), format_share(0, 64)
+    ('1.0/5.6 MiB', '6.1/32.0 KiB', '0.5/2.0 KiB', '0/64 B')
+    """
+    if held_bytes < KIB:
+        return f"{used_bytes:.0f}/{held_bytes:.0f} B"
+    unit, name = (KIB, "KiB") if held_bytes < MIB else (MIB, "MiB") if held_bytes < GIB else (GIB, "GiB")
+    return f"{used_bytes / unit:.1f}/{held_bytes / unit:.1f} {name}"
+
+
 def format_layers(layers: range) -> str:
     """A half-open layer range as users read it: inclusive.
 

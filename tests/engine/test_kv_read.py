@@ -14,7 +14,7 @@ from mlx_lm.models.cache import (
     RotatingKVCache,
 )
 
-from mlx_nb.engine.kv_read import named_arrays, positions, read_entry
+from mlx_nb.engine.kv_read import array_named, named_arrays, positions, read_entry
 from mlx_nb.shared.kv_report import KVReport
 
 
@@ -92,6 +92,63 @@ def test_a_quantised_entry_shows_its_packing() -> None:
     assert report.bits == 8
     assert [buffer.name for buffer in report.buffers][:3] == ["keys.packed", "keys.scales", "keys.biases"]
     assert report.buffers[0].shape[2] == 6
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_quantised_entry_is_read_unpacked_too(bits: int) -> None:
+    plain, entry = KVCache(), QuantizedKVCache(group_size=32, bits=bits)
+    keys, values = (mx.random.normal((1, 2, 6, 64), key=mx.random.key(seed)) for seed in (0, 1))
+    for either in (plain, entry):
+        either.update_and_fetch(keys, values)
+    report = read_entry(entry, rank=1, layer=0, place=0, expected=6)
+
+    read = array_named(entry, "values")
+
+    assert read is not None
+    assert mx.abs(read - values).max().item() < 8 / 2**bits
+    assert mx.abs(read - keys).max().item() > 1  # the control
+    known = report.buffer("keys")
+    assert known is not None
+    assert (known.shape, known.held_shape, known.dtype) == ((1, 2, 6, 64), (1, 2, 256, 64), "float32")
+    assert report.shapes == "[1,2,6,64]"
+    assert report.detail == f"{bits}-bit, packed [1,2,6,{2 * bits}]"
+    packed = array_named(entry, "keys.packed")
+    assert packed is not None
+    assert packed.shape == (1, 2, 6, 2 * bits)
+    assert array_named(plain, "keys.packed") is None is report.buffer("state 0")
+
+
+def test_shapes_name_what_is_not_keys_and_what_differs() -> None:
+    def shapes(entry) -> str:
+        return read_entry(entry, rank=0, layer=0, place=0, expected=5).shapes
+
+    states, latent = ArraysCache(size=2), KVCache()
+    states[0], states[1] = mx.zeros((1, 3, 80)), mx.zeros((1, 8, 8, 8))
+    latent.update_and_fetch(mx.zeros((1, 1, 5, 16)), mx.zeros((1, 1, 5, 8)))
+
+    assert shapes(KVCache()) == "empty"
+    assert shapes(write(KVCache(), 0, 5)) == "[1,2,5,4]"
+    assert shapes(latent) == "[1,1,5,16], values [1,1,5,8]"
+    assert shapes(states) == "state 0 [1,3,80], state 1 [1,8,8,8]"
+    assert (
+        shapes(CacheList(states, latent))
+        == "0: state 0 [1,3,80], state 1 [1,8,8,8] · 1: [1,1,5,16], values [1,1,5,8]"
+    )
+
+
+def test_a_ring_and_what_has_not_been_run_read_as_what_they_are() -> None:
+    entry = RotatingKVCache(max_size=8, keep=2)
+    for position in range(20):
+        write(entry, position, position + 1)
+    ring = read_entry(entry, rank=0, layer=0, place=0, expected=20)
+
+    assert (ring.room, read_entry(KVCache(), rank=0, layer=0, place=0, expected=0).room) == ("ring of 8", "")
+    assert ring.detail == f"next slot {entry._idx if entry._idx < 8 else 2} · keeps 2"
+    nothing = KVReport(prompt_tokens=0, generated_tokens=0, entries=())
+    assert str(nothing) == 'KV cache · nothing has been run yet\n next: pipe.generate("…")'
+    assert "no layer has been called yet" in str(
+        KVReport(prompt_tokens=5, generated_tokens=0, standing="prefill 0:5", entries=())
+    )
 
 
 def test_a_chunked_entry_starts_where_its_front_was_cut() -> None:
@@ -211,8 +268,8 @@ def test_the_report_prints_as_promised() -> None:
         "KV cache · last run · 44 tokens = 37 prompt + 7 of 8 generated (the last is sampled, not fed)",
         "OFFSETS DIFFER: rank 1 is 1 behind rank 0",
         " rank  layers  class    offset  capacity  keys        used/held",
-        " 0     0–1     KVCache  44      256       [1,2,44,4]  0.0/0.0 MiB",
-        " 1     2–3     KVCache  43 ←    256       [1,2,43,4]  0.0/0.0 MiB",
+        " 0     0–1     KVCache  44      256       [1,2,44,4]  5.5/32.0 KiB",
+        " 1     2–3     KVCache  43 ←    256       [1,2,43,4]  5.4/32.0 KiB",
     ]
 
 
