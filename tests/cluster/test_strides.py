@@ -14,7 +14,7 @@ from mlx_nb.client.cluster import Cluster
 from mlx_nb.client.current import current
 from mlx_nb.client.debugger import Debugger
 from mlx_nb.client.pipe import Pipe
-from mlx_nb.shared.errors import RunError, RunFinished
+from mlx_nb.shared.errors import RankLostError, RunError, RunFinished
 from mlx_nb.shared.position import Position
 from tests.cluster.conftest import loaded
 
@@ -174,3 +174,28 @@ def test_every_stride_ends_where_it_should_and_the_next_run_is_right(stops: Stop
             if not dbg.done and dbg.gen.state != "failed" and situation != "ctrl-c":
                 dbg.run()
                 assert dbg.gen.token_ids == stops.tokens, cell
+
+
+@pytest.mark.soak
+@pytest.mark.usefixtures("alone")
+def test_with_a_dead_rank_a_stride_says_so_and_a_restart_makes_it_right(tiny_folders: Path) -> None:
+    folder = str(tiny_folders / "qwen3")
+    with Cluster.start(ranks=2) as cluster:
+        for stride in ("layer", "run"):
+            pipe = cluster.load(folder)
+            wanted = pipe.generate(IDS, max_tokens=4, **CHUNKS).token_ids
+            dbg = pipe.debug(IDS, max_tokens=4, **CHUNKS)
+            dbg.until(SITE, token=8)
+            dbg.layer()
+            os.kill(cluster.ranks[1].pid, signal.SIGKILL)
+
+            with pytest.raises(RankLostError, match=r"Rank 1 .* is lost"):
+                getattr(dbg, stride)()
+            with pytest.raises(RankLostError, match=r"%mlx_cluster (re)?start"):
+                pipe.generate(IDS, max_tokens=4, **CHUNKS)
+
+            cluster.restart()
+            again = cluster.load(folder)
+            assert [info.state for info in cluster.ranks] == ["idle", "idle"], stride
+            assert again.generate(IDS, max_tokens=4, **CHUNKS).token_ids == wanted, stride
+            again.unload()
