@@ -12,7 +12,7 @@ from mlx_nb.shared import errors
 from mlx_nb.shared.errors import ModelError, OptionError
 from mlx_nb.shared.fit import make_plan, split_by_memory
 from mlx_nb.shared.mac_memory import working_set
-from mlx_nb.shared.model_sizes import ModelSizes, SiteRow, SiteTable
+from mlx_nb.shared.model_sizes import Common, ModelSizes, SiteRow, SiteTable
 from mlx_nb.shared.plan import Plan
 from mlx_nb.shared.spec import slots_of
 
@@ -70,6 +70,10 @@ def measure(model: str, *, context: int, native: bool) -> tuple[ModelSizes, int]
     answer = _describe("plan", model, "--context", str(context), *(["--native"] if native else []))
     found: dict[str, Any] = answer["content"]
     fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
+    for name in ("common", "common_kv"):
+        fields[name] = tuple(
+            Common(size_bytes=p["size_bytes"], readers=tuple(p["readers"])) for p in found[name]
+        )
     return ModelSizes(**fields), int(answer["memory_bytes"])
 
 

@@ -81,6 +81,8 @@ class Cuts:
         forwards: What each legal cut forwards.
         refused: Why each of the others is none, as a sentence.
         rehearsal: The pass that showed it.
+        reads: Names of the parameters that each layer reads, or the model's code on the way to it; last, those
+            of what comes after all layers. A rank reads what its layers read. Empty if there is no legal cut.
     """
 
     num_layers: int
@@ -88,6 +90,7 @@ class Cuts:
     refused: dict[int, str]
     rehearsal: Rehearsal = field(repr=False)
     paths: tuple[str, ...] = field(repr=False)
+    reads: tuple[frozenset[str], ...] = field(default=(), repr=False)
 
     @property
     def legal(self) -> tuple[int, ...]:
@@ -139,7 +142,14 @@ def legal_cuts(model: nn.Module) -> Cuts:
             forwards[cut] = found
         else:
             refused[cut] = found
-    return Cuts(num_layers=count, forwards=forwards, refused=refused, rehearsal=seen, paths=paths)
+    return Cuts(
+        num_layers=count,
+        forwards=forwards,
+        refused=refused,
+        rehearsal=seen,
+        paths=paths,
+        reads=finder.reads() if forwards else (),
+    )
 
 
 def _why_not_at_all(layers: list[nn.Module], paths: tuple[str, ...], seen: Rehearsal) -> str:
@@ -177,7 +187,8 @@ class _Finder:
         self.count = len(paths)
         named: dict[str, mx.array] = {}
         self.layer_of = _layers_of(parameters, paths)
-        for name in self.layer_of:
+        # An array that has two names is drawn under one of them.
+        for name in {id(array): name for name, array in parameters.items()}.values():
             named[f"param:{name}"] = parameters[name]
         self.returned = [self._name(named, f"return:{i}", seen.returned[p]) for i, p in enumerate(paths)]
         self.shared = [
@@ -229,6 +240,24 @@ class _Finder:
             writes=tuple(sorted({writes[name] for name in reached & writes.keys()})),
             shared=tuple(sorted((key for key in keys if key in self.seen.changed), key=str)),
         )
+
+    def reads(self) -> tuple[frozenset[str], ...]:
+        """The parameters on the way to each layer's marks from the marks before; last, on the way to the output."""
+        marks = [
+            self.returned[i].union(
+                *(self.shared[i][key] for key in self.shared[i].keys() & self.seen.changed)
+            )
+            for i in range(self.count)
+        ]
+        for write, layer in self.seen.writers.items():
+            marks[layer] |= self.written[write]
+        for place, readers in self.seen.readers.items():
+            marks[min(readers)] |= self.states[place]
+        return tuple(self._parameters_of(names) for names in [*marks, self.result])
+
+    def _parameters_of(self, marks: set[str]) -> frozenset[str]:
+        reached = set().union(*(self.depends.get(mark, ()) for mark in marks))
+        return frozenset(name.removeprefix("param:") for name in reached if name.startswith("param:"))
 
     def _states_after(self, cut: int) -> set[str]:
         """The KV caches that layers from `cut` on are handed or write."""

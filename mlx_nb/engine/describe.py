@@ -7,10 +7,10 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections import Counter
-from functools import partial
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -18,24 +18,25 @@ from mlx.utils import tree_flatten
 
 from mlx_nb.engine.capacity import capacity
 from mlx_nb.engine.context import ACTIVE
-from mlx_nb.engine.crossing import Crossing
 from mlx_nb.engine.cuts import Cuts, legal_cuts
 from mlx_nb.engine.hooks import Hooks
 from mlx_nb.engine.kv import make_kv_cache, state_arrays
-from mlx_nb.engine.layers import layer_paths, named_modules, transformer_layers
-from mlx_nb.engine.loading import owned_parameters, results_of, text_config
+from mlx_nb.engine.layers import named_modules
+from mlx_nb.engine.loading import text_config
 from mlx_nb.engine.mlx_lm_api import dequantize_model
-from mlx_nb.engine.pytree import arrays_of, like
+from mlx_nb.engine.pytree import arrays_of
+from mlx_nb.engine.reach import reachable
 from mlx_nb.engine.resolve import resolve_model
-from mlx_nb.engine.stubs import install_stubs, remove_stubs
 from mlx_nb.engine.summary import Sizes
 from mlx_nb.engine.unloaded import build_unloaded
 from mlx_nb.shared.errors import MlxNbError
-from mlx_nb.shared.model_sizes import ModelSizes, SiteRow
+from mlx_nb.shared.model_sizes import Common, ModelSizes, SiteRow
 from mlx_nb.shared.text import format_shape
 
 # A prime that no dimension of a model is likely to have: an axis of this length is L.
 _LENGTH = 7
+
+Key = TypeVar("Key", str, int)
 
 
 def sizes_of(name: str, folder: Path, *, context: int, native: bool) -> ModelSizes:
@@ -62,63 +63,73 @@ def sizes_of(name: str, folder: Path, *, context: int, native: bool) -> ModelSiz
                 "quantised weights become float32 at load, since this is a CPU (dtype='native' keeps them)"
             )
         model.set_dtype(mx.float32)
-    layers = transformer_layers(model)
-    paths = layer_paths(model)
-    weights = {id(layer): _nbytes(layer) for layer in layers}
     cuts = legal_cuts(model)
-    first, last, both = _ends(model, layers, [paths[id(layer)] for layer in layers], cuts)
+    weights, common = _weights(model, cuts)
+    kv, common_kv = _kv_bytes(cuts, context)
     return ModelSizes(
         model=name,
-        layers=tuple(weights[id(layer)] for layer in layers),
-        first=first,
-        last=last,
-        both=both,
-        kv=tuple(_kv_bytes(model, context)),
+        layers=tuple(weights),
+        common=tuple(common),
+        kv=tuple(kv),
+        common_kv=tuple(common_kv),
         context=context,
         hidden_size=int(text_config(config).get("hidden_size", 0) or 0),
         dtype=dtype,
         notes=tuple(notes),
-        refused=tuple(cuts.refused.get(layer, "") for layer in range(len(layers))),
+        refused=tuple(cuts.refused.get(layer, "") for layer in range(cuts.num_layers)),
     )
 
 
-def _nbytes(module: nn.Module) -> int:
-    return sum(value.nbytes for _, value in tree_flatten(module.parameters()))
+def _weights(model: nn.Module, cuts: Cuts) -> tuple[list[int], list[Common]]:
+    """Bytes that only one layer reads, layer by layer, and those that several read or the model's ends.
+
+    By the graph: what nobody reads is not counted. Where it has forgotten a layer, by name.
+    """
+    parameters = dict(tree_flatten(model.parameters()))
+    reads = cuts.reads
+    if not reads:  # it cannot be cut: all on one rank, whoever reads it
+        found = reachable(arrays_of(cuts.rehearsal.output), parameters)
+        reads = (frozenset(found), *[frozenset[str]()] * cuts.num_layers)
+    readers: dict[str, set[int]] = defaultdict(set)
+    for reader, names in enumerate(reads):
+        for name in names:
+            readers[name].add(reader)
+    inside = [
+        {name for name in parameters if name.startswith(f"{path}.")} for path in cuts.paths if cuts.reads
+    ]
+    if any(
+        own.isdisjoint(readers) for own in inside
+    ):  # dbrx evaluates its router: what came before is forgotten
+        for name in parameters.keys() - readers.keys():
+            readers[name] = {next((layer for layer, own in enumerate(inside) if name in own), 0)}
+    return _divide({name: parameters[name].nbytes for name in readers}, readers, cuts)
 
 
-def _ends(model: nn.Module, layers: list[nn.Module], paths: list[str], cuts: Cuts) -> tuple[int, int, int]:
-    """Bytes outside the layers that the first rank reads, the last, and both: by the graph, not by names."""
-    if not cuts.legal:
-        outside = _nbytes(model) - sum(map(_nbytes, layers))
-        return outside, 0, 0
-    first, last = cuts.legal[0], cuts.legal[-1]
-    ends = []
-    for owned in (range(first), range(last, len(layers))):
-        is_last = owned.start > 0
-        install_stubs(layers, owned)
-        try:
-            results = results_of(
-                model,
-                like(cuts.message(last)) if is_last else None,
-                make_crossing=partial(Crossing.of, cuts, owned),
-                is_last=is_last,
-            )
-            names = owned_parameters(model, results)
-        finally:
-            remove_stubs(layers)
-        inside = tuple(f"{paths[layer]}." for layer in owned)
-        ends.append({name: value.nbytes for name, value in names.items() if not name.startswith(inside)})
-    both = sum(size for name, size in ends[0].items() if name in ends[1])
-    return sum(ends[0].values()), sum(ends[1].values()), both
+def _kv_bytes(cuts: Cuts, context: int) -> tuple[list[int], list[Common]]:
+    """KV cache bytes at `context` tokens of entries that only one layer uses, layer by layer, and of the others.
+
+    A rank has every entry that it hands to a layer of its own, also where a layer elsewhere fills it.
+    """
+    users: dict[int, set[int]] = cuts.rehearsal.readers
+    if not cuts.legal:  # it cannot be cut: all on one rank, whoever uses it
+        users = {place: {0} for place in range(len(cuts.rehearsal.kv))}
+    sizes = {place: _entry_bytes(cuts.rehearsal.kv[place], context) for place in users}
+    return _divide(sizes, users, cuts)
 
 
-def _kv_bytes(model: nn.Module, context: int) -> list[int]:
-    """KV cache bytes of each layer at `context` tokens, from one small pass that is never evaluated."""
-    kv = make_kv_cache(model)
-    model(mx.zeros((1, 2), dtype=mx.int32), cache=kv)
-    sizes = [_entry_bytes(entry, context) for entry in kv]
-    count = len(transformer_layers(model))
-    return sizes if len(sizes) == count else [sum(sizes) // count] * count
+def _divide(
+    sizes: Mapping[Key, int], users: Mapping[Key, Collection[int]], cuts: Cuts
+) -> tuple[list[int], list[Common]]:
+    """Bytes of what one layer uses, by layer, and of what others use, by who does."""
+    alone = [0] * cuts.num_layers
+    together: Counter[tuple[int, ...]] = Counter()
+    for key, size in sizes.items():
+        rising = tuple(sorted(users[key]))
+        if len(rising) == 1 and rising[0] < cuts.num_layers:
+            alone[rising[0]] += size
+        elif size:
+            together[rising] += size
+    return alone, [Common(size_bytes=size, readers=rising) for rising, size in together.items()]
 
 
 def _entry_bytes(entry: Any, context: int) -> int:

@@ -21,7 +21,7 @@ from mlx_nb.engine.kv import is_kv_entry, make_kv_cache, state_arrays
 from mlx_nb.engine.mlx_lm_api import dequantize_model, load_model
 from mlx_nb.engine.own_code import check_code
 from mlx_nb.engine.provenance import Provenance, and_more, watching
-from mlx_nb.engine.pytree import Tree, arrays_of
+from mlx_nb.engine.pytree import Tree, arrays_of, map_arrays
 from mlx_nb.engine.reach import reachable
 from mlx_nb.engine.rehearse import undisturbed
 from mlx_nb.engine.unpack import Packed, packed_weights
@@ -186,7 +186,9 @@ class _Rehearsal:
         return self.crossing.before(index, args, kwargs) if self.sent is None else self.through
 
     def deliver(self, value: Tree, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tree:
-        self.sent, self.through = self.crossing.pack(value, args, kwargs), value
+        # Handles of its own: gemma3n goes on to change the array in place, with weights of the last rank.
+        self.sent = map_arrays(mx.stop_gradient, self.crossing.pack(value, args, kwargs))
+        self.through = value
         return value
 
     def saw_kv(self, index: int, arguments: list[Any]) -> None:

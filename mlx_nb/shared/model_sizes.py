@@ -1,5 +1,6 @@
 """What a model weighs, layer by layer, and which sites it has: measured without reading a weight."""
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -10,15 +11,28 @@ from mlx_nb.shared.text import as_html, format_size, format_table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Common:
+    """What several layers read, or the model's ends: every rank that holds one of them has it once.
+
+    Attributes:
+        size_bytes: Its bytes.
+        readers: The layers, rising; as many as there are layers stands for what comes after them (norm, head).
+    """
+
+    size_bytes: int
+    readers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSizes:
     """Bytes of a model's parts, in the dtype that it would be computed in.
 
     Attributes:
         model: The model as it was asked for.
-        layers: Weight bytes of each layer.
-        first, last: Weight bytes that the first rank needs besides (embedding), and the last (norm, head).
-        both: Of these, what is the same on both ends (a tied embedding): a rank alone has it once.
-        kv: KV cache bytes of each layer at `context` tokens.
+        layers: Weight bytes of each layer, as far as it reads them.
+        common: Weights outside the layers (embedding, norm, head), or of several of them.
+        kv: KV cache bytes of each layer at `context` tokens, where it is the only one that uses the entry.
+        common_kv: KV cache entries that several layers use.
         context: The tokens that `kv` is for.
         hidden_size: D.
         dtype: What it is computed in.
@@ -28,15 +42,14 @@ class ModelSizes:
 
     model: str
     layers: tuple[int, ...]
-    first: int
-    last: int
+    common: tuple[Common, ...]
     kv: tuple[int, ...]
     context: int
     hidden_size: int
     dtype: str
     notes: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
-    both: int = 0
+    common_kv: tuple[Common, ...] = ()
 
     @property
     def cuts(self) -> LegalCuts:
@@ -47,14 +60,22 @@ class ModelSizes:
 
     def weight_bytes(self, start: int, stop: int) -> int:
         """Weight bytes of a rank with the layers from start to stop."""
-        ends = (self.first if start == 0 else 0) + (self.last if stop == len(self.layers) else 0)
-        if start == 0 and stop == len(self.layers):
-            ends -= self.both
-        return sum(self.layers[start:stop]) + ends
+        return sum(self.layers[start:stop]) + self._held(self.common, start, stop)
 
     def kv_bytes(self, start: int, stop: int) -> int:
         """KV cache bytes of a rank with the layers from start to stop."""
-        return sum(self.kv[start:stop])
+        return sum(self.kv[start:stop]) + self._held(self.common_kv, start, stop)
+
+    def _held(self, parts: tuple[Common, ...], start: int, stop: int) -> int:
+        """Bytes of the parts that one of these layers reads; the last rank has what comes after the layers too."""
+        end = stop + 1 if stop == len(self.layers) else stop
+        return sum(part.size_bytes for part in parts if _has_between(part.readers, start, end))
+
+
+def _has_between(rising: tuple[int, ...], start: int, stop: int) -> bool:
+    """Whether one of some rising numbers is at least `start` and less than `stop`."""
+    place = bisect_left(rising, start)
+    return place < len(rising) and rising[place] < stop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

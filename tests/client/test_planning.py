@@ -9,15 +9,16 @@ import pytest
 import mlx_nb
 from mlx_nb.shared.errors import ModelNotFoundError, OptionError, PlanError
 from mlx_nb.shared.fit import make_plan, split_by_memory
-from mlx_nb.shared.model_sizes import ModelSizes
+from mlx_nb.shared.model_sizes import Common, ModelSizes
 
 GIB = 2**30
+ENDS = tuple(Common(size_bytes=2 * GIB, readers=(reader,)) for reader in (0, 10))
 
 
 def sizes(**changes: object) -> ModelSizes:
     """Ten layers of 1 GiB, an embedding and a head of 2 GiB each, a KV cache of half a GiB a layer."""
     known: dict[str, object] = {
-        "model": "ten", "layers": (GIB,) * 10, "first": 2 * GIB, "last": 2 * GIB, "kv": (GIB // 2,) * 10,
+        "model": "ten", "layers": (GIB,) * 10, "common": ENDS, "kv": (GIB // 2,) * 10,
         "context": 4096, "hidden_size": 64, "dtype": "bfloat16",
     }  # fmt: skip
     return ModelSizes(**{**known, **changes})  # type: ignore[arg-type]
