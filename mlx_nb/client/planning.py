@@ -107,13 +107,24 @@ def _places(ranks: int, hosts: Sequence[str] | None, here_bytes: int) -> tuple[l
         name, _, more = host.rpartition(":") if ":" in host else (host, "", "")
         amount = more.upper().removesuffix("IB").removesuffix("B")
         if amount.endswith("G") and amount[:-1].replace(".", "", 1).isdigit():
+            if not name or ":" in name:
+                raise _no_host(host)
             names.append(name)
             memories.append(working_set(int(float(amount[:-1]) * _GIB)))
         else:
+            if not (more.isdigit() or ":" not in host):
+                raise _no_host(host)
             slots = slots_of(host)
             names += [name if more else host] * slots
             memories += [0] * slots
     return names, memories
+
+
+def _no_host(host: str) -> OptionError:
+    return OptionError(
+        f"'{host}' is not a host.",
+        "Type its name alone, or with its ranks or its memory: mini1, mini1:2 or mini1:16GB",
+    )
 
 
 def _describe(what: str, model: str, *options: str) -> Any:

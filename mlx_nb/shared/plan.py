@@ -155,7 +155,8 @@ def split_evenly(num_layers: int, num_ranks: int) -> list[int]:
     """
     if num_ranks < 1:
         raise PlanError(
-            f"A model cannot be split over {num_ranks} ranks.", "Type: %mlx_cluster start --ranks 2"
+            f"A model cannot be split over {num_ranks} ranks.",
+            f"Take from 1 to {num_layers} ranks, one layer or more for each.",
         )
     if num_ranks > num_layers:
         raise PlanError(

@@ -123,6 +123,12 @@ def test_a_wrong_wish_says_so(wishes: dict, error: type[Exception]) -> None:
         mlx_nb.plan("smollm2", **wishes)
 
 
+@pytest.mark.parametrize("host", ["a:lots", "a:2:16GB", ":16GB", "a:"])
+def test_a_host_that_is_none_is_told_the_three_forms(host: str) -> None:
+    with pytest.raises(OptionError, match="mini1, mini1:2 or mini1:16GB"):
+        mlx_nb.plan("smollm2", hosts=[host, "b:16GB"])
+
+
 def test_an_unknown_model_says_so() -> None:
     with pytest.raises(ModelNotFoundError, match="Did you mean smollm2"):
         mlx_nb.plan("smolm2")
