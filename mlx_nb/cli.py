@@ -32,10 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     command: Callable[[argparse.Namespace], int] = found.command
+    typed = list(sys.argv[1:] if argv is None else argv)[1:]
     try:
         return command(found)
     except MlxNbError as error:
-        print(f"mlx-nb: {in_console(str(error), found.name)}", file=sys.stderr)
+        print(f"mlx-nb: {in_console(str(error), found.name, typed)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nmlx-nb: interrupted", file=sys.stderr)

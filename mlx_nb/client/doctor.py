@@ -28,6 +28,7 @@ from mlx_nb.client.remote_shell import run_on
 from mlx_nb.shared.checkup import FAIL, PASS, WARN, Check, Checkup
 from mlx_nb.shared.errors import MlxNbError
 from mlx_nb.shared.text import format_duration, format_size
+from mlx_nb.shared.versions import REQUIREMENT, refuse_untried
 
 FEWEST_FILES, LEAST_FREE_BYTES = 1024, 2 * 2**30
 SKEW_WARN_S, SLOW_SHARE, SLOW_LATENCY_US = 2.0, 0.2, 500.0
@@ -145,6 +146,9 @@ def _of_host(host: _Host, here: _Host, model: str) -> list[Check]:
 
 def _versions(host: _Host, here: _Host) -> Check:
     mine, its = here.facts, host.facts
+    untried = _untried(host)
+    if untried and its["versions"]["mlx-lm"]:  # one that is missing is told below, with the others
+        return untried
     names = [name for name in its["versions"] if its["versions"][name] != mine["versions"][name]]
     wrong = [f"{name} {its['versions'][name] or 'missing'}, here {mine['versions'][name]}" for name in names]
     if its["python"] != mine["python"]:
@@ -161,6 +165,18 @@ def _versions(host: _Host, here: _Host) -> Check:
     if its["python"] != mine["python"]:
         fix = f"On that host, make the environment with Python {mine['python']}."
     return _check(host, "versions", not wrong, text, fix, FAIL)
+
+
+def _untried(host: _Host) -> Check | None:
+    """What a load on this host would say of its mlx-lm; None if it takes it."""
+    try:
+        refuse_untried(
+            host.facts["versions"]["mlx-lm"],
+            f"On that host: {host.facts['executable']} -m pip install '{REQUIREMENT}'",
+        )
+    except MlxNbError as error:
+        return _check(host, "versions", False, error.problem.rstrip("."), error.fix, FAIL)
+    return None
 
 
 def _mpi(host: _Host) -> Check:

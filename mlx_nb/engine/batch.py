@@ -31,7 +31,8 @@ def run_rank(model: str, prompt: str, wishes: dict[str, Any], options: dict[str,
         # As a rule every rank finds the same mistake; rank 0 says so, unless it is this rank's own.
         alone = not _all_arrive(PATIENCE_S)
         if link.rank == 0 or alone:
-            print(f"mlx-nb: {in_console(str(error), 'run')}", file=sys.stderr, flush=True)
+            told = in_console(str(error), "run", sys.argv[2:], ranks=link.size)
+            print(f"mlx-nb: {told}", file=sys.stderr, flush=True)
         if alone:  # the others have what they need and wait for this rank: MPI ends them
             MPI.COMM_WORLD.Abort(1)
         return 1

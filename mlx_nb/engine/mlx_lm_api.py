@@ -16,12 +16,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_nb.shared.errors import VersionError
-
-OLDEST, BELOW = (0, 31, 3), (0, 33)
-"""The first version that works, and the first that is not known to; ``pyproject.toml`` says the same."""
-
-REQUIREMENT = "mlx-lm>=0.31.3,<0.33"
+from mlx_nb.shared.versions import REQUIREMENT, refuse_untried
 
 
 def check_version() -> None:
@@ -33,16 +28,9 @@ def check_version() -> None:
     fix = f"In a terminal, in this environment: pip install '{REQUIREMENT}'; then: %mlx_cluster restart"
     try:
         found = metadata.version("mlx-lm")
-    except metadata.PackageNotFoundError as error:
-        raise VersionError("mlx-lm is not installed here.", fix) from error
-    numbers = tuple(int(part) for part in found.split(".")[:3] if part.isdigit())
-    if numbers < OLDEST:
-        raise VersionError(f"mlx-lm {found} is too old: mlx_nb works with 0.31.3 to 0.32.", fix)
-    if numbers[:2] >= BELOW:
-        raise VersionError(
-            f"mlx-lm {found} is newer than this mlx_nb, which works with 0.31.3 to 0.32.",
-            f"Look for a newer mlx_nb: pip install -U mlx-nb. Or {fix[0].lower()}{fix[1:]}",
-        )
+    except metadata.PackageNotFoundError:
+        found = ""
+    refuse_untried(found, fix)
 
 
 def load_model(folder: Path, *, trust_remote_code: bool) -> nn.Module:

@@ -91,7 +91,7 @@ class Prompter:
         if self.tokenizer is None:
             raise PromptError(
                 "This model's folder has no tokenizer, so it takes token ids only.",
-                "Type: pipe.generate([1, 2, 3])",
+                "Type: pipe.generate([1, 2, 3]) or, step by step, pipe.debug([1, 2, 3])",
             )
         if isinstance(prompt, str) and not prompt.strip():
             raise PromptError("The prompt is empty.", "Type some text after the options.")

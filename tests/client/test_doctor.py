@@ -11,6 +11,8 @@ import psutil
 import pytest
 
 import mlx_nb
+from mlx_nb.client import doctor as doctor_module
+from mlx_nb.client import host_facts
 from mlx_nb.client.host_facts import fingerprint, parse_wired_limit
 from mlx_nb.client.leftovers import clean, describe, find_leftovers
 from mlx_nb.client.network import (
@@ -46,6 +48,25 @@ Ethernet Address: 36:5a:11:00:00:03
 VLAN Configurations
 ===================
 """
+
+
+@pytest.mark.parametrize(
+    ("version", "found"),
+    [("0.29.1", "mlx-lm 0.29.1 is too old"), ("0.33.0", "mlx-lm 0.33.0 is newer"), ("0.32.0", "Python ")],
+)
+def test_a_version_that_a_load_would_refuse_fails_here_as_well(
+    version: str, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = host_facts._version
+    monkeypatch.setattr(host_facts, "_version", lambda name: version if name == "mlx-lm" else known(name))
+    monkeypatch.setattr(doctor_module, "_link", lambda *_: [])  # what two ranks measure is another test's
+
+    checkup = doctor_module.doctor()
+
+    check = next(check for check in checkup.checks if check.name == "versions")
+    assert check.found.startswith(found)
+    assert check.verdict == (PASS if version == "0.32.0" else FAIL)
+    assert ("pip install 'mlx-lm>=0.31.3,<0.33'" in check.fix) == (check.verdict == FAIL)
 
 
 def test_this_machine_is_sound() -> None:

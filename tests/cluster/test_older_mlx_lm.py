@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_nb.engine.mlx_lm_api import OLDEST
+from mlx_nb.shared.versions import OLDEST
 
 ROOT = Path(__file__).parents[2]
 VERSION = ".".join(map(str, OLDEST))

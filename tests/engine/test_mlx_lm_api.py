@@ -12,6 +12,7 @@ import pytest
 
 from mlx_nb.engine import mlx_lm_api
 from mlx_nb.shared.errors import ModelError, VersionError
+from mlx_nb.shared.versions import REQUIREMENT
 from tests.tiny import make_tiny
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +30,7 @@ def other_version(folder: Path, version: str) -> dict[str, str]:
 def test_the_project_asks_for_the_versions_that_are_taken() -> None:
     asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
 
-    assert mlx_lm_api.REQUIREMENT in asked
+    assert REQUIREMENT in asked
     mlx_lm_api.check_version()
 
 
