@@ -93,5 +93,5 @@ def test_the_console_asks_for_its_own_option(tmp_path: Path, trusted: bool) -> N
     if trusted:  # the tiny model has no tokenizer: its code was taken, the prompt was not
         assert "has no tokenizer" in done.stderr
     else:
-        assert f"type: mpirun -n 2 mlx-nb run --model {folder} --trust-remote-code" in done.stderr
+        assert f"type: mpirun -n 1 mlx-nb run --model {folder} --trust-remote-code --prompt x" in done.stderr
     assert (folder / "ran").exists() is trusted
