@@ -63,6 +63,11 @@ class KVBufferHandle:
 def _no_buffer(entry: KVEntryReport, name: object) -> RunError:
     names = [buffer.name for buffer in entry.buffers]
     where = f"Layer {entry.layer} ({entry.class_name}, rank {entry.rank})"
+    if not names and entry.reads:
+        return RunError(
+            f"{where} has no {name} of its own: it reads layer {entry.reads[0]}'s.",
+            f"Type: kv[{entry.reads[0]}]",
+        )
     if not names:
         return RunError(
             f"{where} has no {name}: nothing has been written yet.", "Let the run go on: dbg.run()"

@@ -80,6 +80,7 @@ class Cuts:
         num_layers: Layers in the whole model; a cut before layer i has i from 1 to num_layers - 1.
         forwards: What each legal cut forwards.
         refused: Why each of the others is none, as a sentence.
+        reads_kv_of: The layers that read keys and values which earlier layers have written, and those layers.
         rehearsal: The pass that showed it.
         reads: Names of the parameters that each layer reads, or the model's code on the way to it; last, those
             of what comes after all layers. A rank reads what its layers read. Empty if there is no legal cut.
@@ -88,6 +89,7 @@ class Cuts:
     num_layers: int
     forwards: dict[int, Forward]
     refused: dict[int, str]
+    reads_kv_of: dict[int, tuple[int, ...]] = field(default_factory=dict)
     rehearsal: Rehearsal = field(repr=False)
     paths: tuple[str, ...] = field(repr=False)
     reads: tuple[frozenset[str], ...] = field(default=(), repr=False)
@@ -149,6 +151,7 @@ def legal_cuts(model: nn.Module) -> Cuts:
         rehearsal=seen,
         paths=paths,
         reads=finder.reads() if forwards else (),
+        reads_kv_of=finder.reads_kv_of(),
     )
 
 
@@ -258,6 +261,21 @@ class _Finder:
     def _parameters_of(self, marks: set[str]) -> frozenset[str]:
         reached = set().union(*(self.depends.get(mark, ()) for mark in marks))
         return frozenset(name.removeprefix("param:") for name in reached if name.startswith("param:"))
+
+    def reads_kv_of(self) -> dict[int, tuple[int, ...]]:
+        """The layers that read others' keys and values, and those: directly, or as a layer hands them on."""
+        writer = {n: self.seen.writers.get(place, -1) for place, names in self.written.items() for n in names}
+        for name in set().union(*self.returned):
+            made_of = self.depends.get(name, set())
+            if made_of and made_of <= writer.keys():  # a hidden state would hang on parameters, too
+                writer[name] = min(writer[one] for one in made_of)
+        ends = set().union(writer, *self.returned)
+        found = {}
+        for layer, returned in enumerate(self.returned):
+            near = set().union(*(walk(self.depends, self.depends.get(n, ()), ends) for n in returned))
+            if others := {writer[n] for n in near & writer.keys()} - {layer, -1}:
+                found[layer] = tuple(sorted(others))
+        return found
 
     def _states_after(self, cut: int) -> set[str]:
         """The KV caches that layers from `cut` on are handed or write."""

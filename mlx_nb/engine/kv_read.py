@@ -16,7 +16,14 @@ _MOST_POSITIONS = 4096
 
 
 def read_entry(
-    entry: KVEntry, *, rank: int, layer: int, place: int, expected: int, unused: bool = False
+    entry: KVEntry,
+    *,
+    rank: int,
+    layer: int,
+    place: int,
+    expected: int,
+    unused: bool = False,
+    reads: tuple[int, ...] = (),
 ) -> KVEntryReport:
     """What one entry holds.
 
@@ -25,6 +32,7 @@ def read_entry(
         rank, layer, place: Whose it is.
         expected: Tokens that the run has fed.
         unused: Whether the model makes it and never writes to it.
+        reads: The earlier layers whose keys and values the layer reads.
     """
     offset = offset_of(entry)
     order = positions(entry)
@@ -43,6 +51,7 @@ def read_entry(
         rows=next((found for part in parts if (found := _row_offsets(part))), ()),
         pending=max(0, expected - offset) if offset >= 0 and not unused else 0,
         unused=unused,
+        reads=reads,
         positions=tuple(order[:_MOST_POSITIONS]),
         ring_at=ring._idx if ring is not None else -1,
         kept=int(getattr(ring, "keep", 0) or 0),
@@ -50,6 +59,20 @@ def read_entry(
         bits=max(int(getattr(part, "bits", 0) or 0) for part in parts),
         trimmable=bool(entry.is_trimmable()),
         buffers=tuple(buffers(entry)),
+    )
+
+
+def without_entry(*, rank: int, layer: int, reads: tuple[int, ...]) -> KVEntryReport:
+    """A layer that reads earlier layers' keys and values and is handed no entry: nothing here to trim."""
+    return KVEntryReport(
+        rank=Rank(rank),
+        layer=LayerIndex(layer),
+        place=-1,
+        class_name="none",
+        offset=-1,
+        capacity=0,
+        trimmable=True,
+        reads=reads,
     )
 
 

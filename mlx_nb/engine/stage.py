@@ -22,7 +22,7 @@ from mlx_nb.engine.history import trimmed
 from mlx_nb.engine.hooks import Hooks
 from mlx_nb.engine.kept import KeptKV, keep
 from mlx_nb.engine.kv import state_arrays
-from mlx_nb.engine.kv_read import array_named, read_entry
+from mlx_nb.engine.kv_read import array_named, read_entry, without_entry
 from mlx_nb.engine.layers import layer_paths, named_modules, transformer_layers
 from mlx_nb.engine.loading import (
     Keep,
@@ -418,11 +418,17 @@ class Stage:
                 place=place,
                 expected=report.expected,
                 unused=self._never_writes(run.kv[place], place),
+                reads=self.cuts.reads_kv_of.get(layer, ()),
             )
             for layer, places in sorted(run.layer_places.items())
             for place in places
         ]
-        return replace(report, entries=tuple(entries))
+        entries += [
+            without_entry(rank=self.rank, layer=layer, reads=self.cuts.reads_kv_of[layer])
+            for layer, places in run.layer_places.items()
+            if not places and layer in self.cuts.reads_kv_of
+        ]
+        return replace(report, entries=tuple(sorted(entries, key=lambda entry: entry.layer)))
 
     def _never_writes(self, entry: Any, place: int) -> bool:
         """Whether the model makes an entry and leaves it alone: it was not written when the pass was rehearsed."""

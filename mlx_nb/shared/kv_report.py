@@ -37,7 +37,7 @@ class KVEntryReport:
 
     Attributes:
         rank, layer: Whose.
-        place: Its place in the model's list of entries.
+        place: Its place in the model's list of entries; -1 for a layer that only reads another's.
         class_name: mlx-lm's class; a tree prints its parts: ``CacheList(KVCache, ArraysCache)``.
         offset: Tokens that have gone through it; -1 for a class that counts none (SSM and conv states).
         capacity: Positions that fit before it grows or turns; 0 where there are none.
@@ -50,6 +50,7 @@ class KVEntryReport:
         bits: Bits of a quantised entry; 0 for plain ones.
         trimmable: Whether it can be cut back.
         unused: Whether the model makes it and never writes to it (a layer without attention).
+        reads: Earlier layers whose keys and values the layer reads; empty for a layer that has its own.
         buffers: Its arrays.
     """
 
@@ -68,6 +69,7 @@ class KVEntryReport:
     bits: int = 0
     trimmable: bool = False
     unused: bool = False
+    reads: tuple[int, ...] = ()
     buffers: tuple[KVBuffer, ...] = ()
 
     @property
@@ -104,7 +106,7 @@ class KVEntryReport:
         """What it holds, without blanks: ``[1,3,44,64]``; values where they differ, states by their names."""
         prefixes = list(dict.fromkeys(_part(buffer.name) for buffer in self.buffers))
         parts = [f"{prefix[:-1]}: " * bool(prefix) + self._shapes_of(prefix) for prefix in prefixes]
-        return " · ".join(parts) or "empty"
+        return " · ".join(parts) or ("–" if self.reads else "empty")
 
     def _shapes_of(self, prefix: str) -> str:
         keys, values = self.buffer(f"{prefix}keys"), self.buffer(f"{prefix}values")
@@ -128,6 +130,8 @@ class KVEntryReport:
     def detail(self) -> str:
         """What a class has besides: ring, kept slots, bits, padding."""
         parts = []
+        if self.reads:
+            parts.append(f"reads layer {', '.join(map(str, self.reads))}'s")
         if self.ring_at >= 0:
             slot = self.ring_at if self.ring_at < self.capacity else self.kept  # it turns with the next write
             parts.append(f"next slot {slot}")

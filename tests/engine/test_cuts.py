@@ -14,6 +14,7 @@ from mlx_nb.engine.cuts import legal_cuts
 from mlx_nb.engine.pytree import flatten, unflatten
 from mlx_nb.engine.rehearse import undisturbed
 from mlx_nb.shared.errors import ModelError
+from tests.engine.architectures import build_blank
 
 WIDTH = 4
 
@@ -171,3 +172,11 @@ def test_what_is_more_than_data_does_not_cross(thing: Any) -> None:
 def test_a_class_that_is_not_loaded_here_is_named() -> None:
     with pytest.raises(ModelError, match=r"nowhere\.Thing"):
         unflatten('{"o":["nowhere","Thing",[]]}', [])
+
+
+def test_layers_that_read_the_keys_and_values_of_earlier_ones_are_known() -> None:
+    shared = {5: (4,), 6: (4,), 7: (2,)}
+    assert legal_cuts(build_blank("gemma3n")).reads_kv_of == shared  # through the KV cache
+    assert legal_cuts(build_blank("gemma4_text")).reads_kv_of == shared  # through what the layers return
+    for name in ("llama", "gemma3_text", "mamba2", "rwkv7", "deepseek_v3", "jamba"):
+        assert legal_cuts(build_blank(name)).reads_kv_of == {}

@@ -14,7 +14,7 @@ from mlx_lm.models.cache import (
     RotatingKVCache,
 )
 
-from mlx_nb.engine.kv_read import array_named, named_arrays, positions, read_entry
+from mlx_nb.engine.kv_read import array_named, named_arrays, positions, read_entry, without_entry
 from mlx_nb.shared.kv_report import KVReport
 
 
@@ -292,3 +292,18 @@ def test_one_layer_that_lags_is_named_and_agreement_has_no_headline() -> None:
         == "OFFSETS DIFFER: layer 1 is 1 behind the others"
     )
     assert report_of({(0, 0): 44, (1, 1): 44}).headline == ""
+
+
+def test_layers_that_read_anothers_say_whose() -> None:
+    own = [read_entry(write(KVCache(), 0, 9), rank=0, layer=i, place=i, expected=9) for i in (0, 1)]
+    again = read_entry(write(KVCache(), 0, 9), rank=1, layer=2, place=1, expected=9, reads=(1,))
+    bare = [without_entry(rank=1, layer=i, reads=(0,)) for i in (3, 4)]
+
+    report = KVReport(prompt_tokens=9, generated_tokens=0, entries=(*own, again, *bare))
+
+    assert report.headline == ""
+    assert str(report).splitlines()[2:] == [
+        " 0     0–1     KVCache  9       256       [1,2,9,4]  1.1/32.0 KiB",
+        " 1     2       KVCache  9       256       [1,2,9,4]  0.6/16.0 KiB  reads layer 1's",
+        " 1     3–4     none     –       –         –          0/0 B         reads layer 0's",
+    ]
