@@ -20,6 +20,7 @@ from mlx_nb.client.profiles import load_profile
 from mlx_nb.client.remote import OnEvent, Remote
 from mlx_nb.client.watch import ClusterWatch
 from mlx_nb.shared.errors import ClusterError, DifferentClusterError, NoClusterError, OptionError
+from mlx_nb.shared.fit import BY_MEMORY
 from mlx_nb.shared.ids import Rank
 from mlx_nb.shared.spec import (
     ClusterStatus,
@@ -230,6 +231,7 @@ class Cluster:
                 f"A model cannot be loaded over {ranks} ranks; this cluster has {len(self)}.",
                 f"Type: %mlx_load {model} --ranks {len(self)}",
             )
+        why_so = BY_MEMORY if split == "memory" else ""
         if split == "memory":
             split = split_for(str(model), self.remote.call_all("capacity")[:ranks])
         wishes = {
@@ -239,7 +241,7 @@ class Cluster:
             "adapter_path": str(adapter_path) if adapter_path is not None else None,
             "trust_remote_code": trust_remote_code,
         }
-        return Pipe(self, str(model), wishes).load_there(on_event)
+        return Pipe(self, str(model), wishes, why_so).load_there(on_event)
 
     # --- ranks ---------------------------------------------------------------------------------------
 

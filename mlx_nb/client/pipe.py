@@ -67,8 +67,9 @@ class Pipe:
         fault_count: How many faults have been put in so far.
     """
 
-    def __init__(self, cluster: "Cluster", name: str, wishes: dict[str, Any]) -> None:
-        """For `Cluster.load`; `load_there` does the work."""
+    def __init__(self, cluster: "Cluster", name: str, wishes: dict[str, Any], why_so: str = "") -> None:
+        """For `Cluster.load`; `load_there` does the work. `why_so` says why the layers are divided as wished."""
+        self._why_so = why_so
         self.cluster = cluster
         self.name = name
         self.pipe_id = secrets.token_hex(4)
@@ -164,12 +165,18 @@ class Pipe:
         )
         split = self._wishes.get("split", "even")
         reason = explain_even(first.num_layers, len(counts)) if split == "even" else "as asked for"
+        reason = self._why_so or reason
         if self._found:
             reason = "as it was loaded"
         if first.split_reason:
             reason = f"{reason}; {first.split_reason}"
         return Plan(
-            model=self.name, shards=shards, hidden_size=first.hidden_size, dtype=first.dtype, reason=reason
+            model=self.name,
+            shards=shards,
+            hidden_size=first.hidden_size,
+            dtype=first.dtype,
+            reason=reason,
+            legal_cuts=first.cuts,
         )
 
     # What it is -----------------------------------------------------------------------------------

@@ -102,7 +102,8 @@ class Cuts:
     @property
     def plain(self) -> LegalCuts:
         """The same as plain data, which travels."""
-        return LegalCuts(num_layers=self.num_layers, legal=self.legal, refused=self.refused)
+        along = {cut: forward.describe() for cut, forward in self.forwards.items() if forward}
+        return LegalCuts(num_layers=self.num_layers, legal=self.legal, refused=self.refused, along=along)
 
     def message(self, cut: int) -> Tree:
         """What crosses at a legal cut in the rehearsed pass."""

@@ -76,6 +76,7 @@ def sizes_of(name: str, folder: Path, *, context: int, native: bool) -> ModelSiz
         hidden_size=int(text_config(config).get("hidden_size", 0) or 0),
         dtype=dtype,
         notes=tuple(notes),
+        along=tuple(cuts.plain.along.get(layer, "") for layer in range(cuts.num_layers)),
         refused=tuple(cuts.refused.get(layer, "") for layer in range(cuts.num_layers)),
     )
 

@@ -273,6 +273,7 @@ class Stage:
             order=self.order,
             parameters=tuple(self.owned),
             split_reason=self.split_reason,
+            cuts=self.cuts.plain,
             adapter=str(self.adapter.folder) if self.adapter else "",
             trusted=self.trusted,
         )

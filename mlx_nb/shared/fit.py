@@ -13,6 +13,8 @@ from mlx_nb.shared.text import format_size
 # What a rank needs besides weights and KV caches: the runtime, activations of a chunk, buffers on their way.
 RESERVE_BYTES = 512 * 1024 * 1024
 
+BY_MEMORY = "so that the fullest rank is as empty as can be, embedding, head and KV caches counted"
+
 
 def make_plan(
     sizes: ModelSizes, hosts: Sequence[str], memories: Sequence[int], split: str | Sequence[int]
@@ -32,7 +34,7 @@ def make_plan(
     reason = "as asked for"
     if split == "memory":
         counts: str | Sequence[int] = split_by_memory(sizes, memories)
-        reason = "so that the fullest rank is as empty as can be, embedding, head and KV caches counted"
+        reason = BY_MEMORY
     else:
         counts = split
     asked = [len(shard.layers) for shard in split_layers(count, len(hosts), counts, model=sizes.model)]
@@ -53,7 +55,7 @@ def make_plan(
     )
     _check_fit(sizes, shards, memories)
     if all(memories):
-        reason = f"{reason}; {_fullness(shards)}"
+        reason = f"{reason}; {_fullness(shards)}, {format_size(RESERVE_BYTES)} a rank for all else counted"
     return Plan(
         model=sizes.model,
         shards=shards,
@@ -62,6 +64,7 @@ def make_plan(
         reason=reason,
         context=sizes.context,
         notes=sizes.notes,
+        legal_cuts=sizes.cuts,
     )
 
 
@@ -87,7 +90,7 @@ def split_by_memory(sizes: ModelSizes, memories: Sequence[int]) -> list[int]:
         PlanError: A rank's memory is not known, or there are more ranks than layers.
     """
     ranks, count = len(memories), len(sizes.layers)
-    split_evenly(count, ranks)  # refuses more ranks than layers
+    split_evenly(count, ranks, sizes.model)  # refuses more ranks than layers
     if not all(memories):
         raise PlanError(
             "The memory of a host is not known, so the layers cannot be divided by it.",

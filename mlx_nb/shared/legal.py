@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mlx_nb.shared.errors import PlanError
+from mlx_nb.shared.text import format_numbers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,11 +15,34 @@ class LegalCuts:
         num_layers: Layers in the whole model; a cut before layer i has i from 1 to num_layers - 1.
         legal: The layers that a rank may begin with, besides layer 0, rising.
         refused: Why each of the others is none, as a sentence.
+        along: What the hop at a legal cut carries besides the hidden state, as words; not there if nothing.
     """
 
     num_layers: int
     legal: tuple[int, ...]
     refused: dict[int, str] = field(default_factory=dict)
+    along: dict[int, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Where the model may be cut, as words.
+
+        >>> print(LegalCuts(num_layers=30, legal=tuple(range(1, 30))))
+        before any layer from 1 to 29
+        >>> print(LegalCuts(num_layers=6, legal=(1, 2, 4), refused={3: "…", 5: "…"}, along={4: "K/V of 2 KV caches"}))
+        before layers 1–2, 4, not before 3, 5; with K/V of 2 KV caches before 4
+        """
+        if not self.legal:
+            return "nowhere"
+        if not self.refused:
+            last = self.num_layers - 1
+            where = f"before any layer from 1 to {last}" if last > 1 else "before layer 1"
+        else:
+            plural = "s" if len(self.legal) > 1 else ""
+            where = f"before layer{plural} {format_numbers(self.legal)}, not before {format_numbers(sorted(self.refused))}"
+        for words in dict.fromkeys(self.along[cut] for cut in sorted(self.along)):
+            cuts = [cut for cut in sorted(self.along) if self.along[cut] == words]
+            where += f"; with {words} before {format_numbers(cuts)}"
+        return where
 
     def near(self, cut: int, count: int = 2) -> list[int]:
         """The legal cuts nearest to one that is not, rising."""

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from mlx_nb.shared.legal import LegalCuts
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedShard:
@@ -28,6 +30,7 @@ class LoadedShard:
         order: Module paths in the order in which one pass first calls them.
         parameters: Names of the parameters that this rank holds.
         split_reason: Why the cuts are not where an even split would have them; empty if they are.
+        cuts: Where the model may be cut.
         adapter: The adapter's folder on this host; empty without one.
         trusted: Whether code from the model's folder was allowed to run.
     """
@@ -52,5 +55,6 @@ class LoadedShard:
     order: tuple[str, ...]
     parameters: tuple[str, ...]
     split_reason: str = ""
+    cuts: LegalCuts | None = None
     adapter: str = ""
     trusted: bool = False

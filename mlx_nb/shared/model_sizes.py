@@ -33,6 +33,7 @@ class ModelSizes:
         common: Weights outside the layers (embedding, norm, head), or of several of them.
         kv: KV cache bytes of each layer at `context` tokens, where it is the only one that uses the entry.
         common_kv: KV cache entries that several layers use.
+        along: For each layer, what the hop carries besides the hidden state when a rank begins with it; "" if nothing.
         context: The tokens that `kv` is for.
         hidden_size: D.
         dtype: What it is computed in.
@@ -50,13 +51,15 @@ class ModelSizes:
     notes: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
     common_kv: tuple[Common, ...] = ()
+    along: tuple[str, ...] = ()
 
     @property
     def cuts(self) -> LegalCuts:
         """Where the model may be cut."""
         whys = {layer: why for layer, why in enumerate(self.refused) if why}
         legal = tuple(layer for layer in range(1, len(self.layers)) if layer not in whys)
-        return LegalCuts(num_layers=len(self.layers), legal=legal, refused=whys)
+        along = {layer: words for layer, words in enumerate(self.along) if words}
+        return LegalCuts(num_layers=len(self.layers), legal=legal, refused=whys, along=along)
 
     def weight_bytes(self, start: int, stop: int) -> int:
         """Weight bytes of a rank with the layers from start to stop."""

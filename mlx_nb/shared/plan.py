@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from mlx_nb.shared.errors import PlanError
 from mlx_nb.shared.ids import LayerIndex, Rank
+from mlx_nb.shared.legal import LegalCuts
 from mlx_nb.shared.text import as_html, format_layers, format_size, format_table
 
 
@@ -67,6 +68,7 @@ class Plan:
         reason: Why the cuts are where they are, as a sentence.
         context: Tokens that the KV caches are counted for; 0 where they are not.
         notes: What a reader should know besides.
+        legal_cuts: Where the model may be cut, and what goes along there; None while unknown.
         ranks_a_host: How many ranks divide their host's memory; 1 where each has its own.
     """
 
@@ -77,6 +79,7 @@ class Plan:
     reason: str = ""
     context: int = 0
     notes: tuple[str, ...] = field(default=())
+    legal_cuts: LegalCuts | None = None
     ranks_a_host: int = 1
 
     @property
@@ -135,6 +138,8 @@ class Plan:
         lines = [head, format_table(self.rows(), right=(3,))]
         if self.reason:
             lines.append(f" cut: {self.reason}")
+        if self.legal_cuts is not None:
+            lines.append(f" legal cuts: {self.legal_cuts}")
         if self.context:
             lines.append(f" KV caches at {self.context:,} tokens; weights, KV caches and memory are per rank")
         lines += [f" note: {note}" for note in self.notes]
@@ -144,7 +149,7 @@ class Plan:
         return as_html(repr(self))
 
 
-def split_evenly(num_layers: int, num_ranks: int) -> list[int]:
+def split_evenly(num_layers: int, num_ranks: int, model: str = "smollm2") -> list[int]:
     """Layers per rank, rank 0 first; a remainder goes to the first ranks.
 
     >>> split_evenly(30, 4)
@@ -160,8 +165,8 @@ def split_evenly(num_layers: int, num_ranks: int) -> list[int]:
         )
     if num_ranks > num_layers:
         raise PlanError(
-            f"{num_ranks} ranks are more than the model's {num_layers} layers.",
-            f"Type: %mlx_load MODEL --ranks {num_layers}",
+            f"{num_ranks} ranks are more than the model's {num_layers} layer{'s' if num_layers > 1 else ''}.",
+            f"Type: %mlx_load {model} --ranks {num_layers}",
         )
     each, more = divmod(num_layers, num_ranks)
     return [each + (rank < more) for rank in range(num_ranks)]
@@ -200,7 +205,7 @@ def split_layers(
                 f"There is no split '{split}'.",
                 "Type one of: --split even, or layers per rank such as --split 14,16",
             )
-        counts = split_evenly(num_layers, num_ranks)
+        counts = split_evenly(num_layers, num_ranks, model)
     else:
         counts = [int(count) for count in split]
         shown = ",".join(map(str, counts))

@@ -50,6 +50,21 @@ def format_layers(layers: range) -> str:
     return f"layers {layers.start}–{layers.stop - 1}"
 
 
+def format_numbers(rising: Sequence[int]) -> str:
+    """Rising numbers, runs of them as ranges.
+
+    >>> format_numbers((1, 2, 3, 5, 7, 8)), format_numbers((4,)), format_numbers(())
+    ('1–3, 5, 7–8', '4', 'none')
+    """
+    runs: list[list[int]] = []
+    for number in rising:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs) or "none"
+
+
 def format_shape(shape: Sequence[int], axes: Sequence[str] = ()) -> str:
     """A shape with its axis letters where they are known.
 

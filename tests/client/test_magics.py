@@ -214,7 +214,7 @@ def test_more_ranks_than_layers_is_one_line(no_model: Shell, tmp_path: Path) -> 
 
     error = no_model.usage_error(f"%mlx_load {folder}")
 
-    assert error == "2 ranks are more than the model's 1 layers. Type: %mlx_load MODEL --ranks 1"
+    assert error == f"2 ranks are more than the model's 1 layer. Type: %mlx_load {folder} --ranks 1"
     no_model.good(f"%mlx_load {folder} --ranks 1")  # what it says works
     current.pipe.unload()
 

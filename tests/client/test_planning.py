@@ -50,10 +50,14 @@ def test_a_plan_counts_keys_and_values_of_the_context(smollm2_plan) -> None:
 
 @pytest.mark.cluster
 def test_the_plan_of_loaded_ranks_agrees(cluster2, smollm2_plan) -> None:
-    pipe = cluster2.load("smollm2")
-
-    assert [s.weight_bytes for s in pipe.plan.shards] == [s.weight_bytes for s in smollm2_plan.shards]
+    pipe = cluster2.load("smollm2", split="memory")
+    weights = [shard.weight_bytes for shard in pipe.plan.shards]
+    text = repr(pipe.plan)
     pipe.unload()
+
+    assert weights == [shard.weight_bytes for shard in smollm2_plan.shards]
+    assert " cut: so that the fullest rank is as empty as can be" in text
+    assert " legal cuts: before any layer from 1 to 29" in text
 
 
 def test_layers_by_memory_leave_the_fullest_rank_as_empty_as_can_be() -> None:
@@ -93,9 +97,11 @@ def test_a_plan_says_why_it_cuts_there() -> None:
     assert even.reason == "even: 3 layers a rank, one more on rank 0"
     filled = make_plan(sizes(), ["a", "b"], [16 * GIB, 48 * GIB], "memory")
     assert filled.reason.startswith("so that the fullest rank is as empty as can be")
-    assert filled.reason.endswith("; rank 0 is fullest, 34 % of its memory, rank 1 emptiest, 30 %")
+    assert filled.reason.endswith(
+        "; rank 0 is fullest, 34 % of its memory, rank 1 emptiest, 30 %, 512 MiB a rank for all else counted"
+    )
     asked = make_plan(sizes(), ["a", "b"], [20 * GIB, 20 * GIB], [5, 5])
-    assert asked.reason == "as asked for; each rank is 50 % full"
+    assert asked.reason == "as asked for; each rank is 50 % full, 512 MiB a rank for all else counted"
 
 
 def test_a_plan_says_which_part_of_the_host_a_rank_may_fill() -> None:

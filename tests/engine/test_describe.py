@@ -86,3 +86,12 @@ def test_a_model_that_evaluates_in_its_pass_is_counted_by_name(tmp_path: Path) -
 
     whole = sum(value.nbytes for _, value in tree_flatten(build("dbrx").parameters()))
     assert sizes.weight_bytes(0, len(sizes.layers)) == whole
+
+
+def test_a_plan_says_where_a_model_may_be_cut_and_what_goes_along(tmp_path: Path) -> None:
+    folder = write(tmp_path / "gemma3n", "gemma3n")
+    cuts = sizes_of("gemma3n", folder, context=CONTEXT, native=True).cuts
+
+    assert cuts == make_stages(folder, [4, 4])[0].loaded().cuts
+    assert str(cuts).startswith("before any layer from 1 to 7; with K/V of 1 KV cache before ")
+    assert cuts.along.keys() < set(cuts.legal)  # before the first layers that share, nothing goes along

@@ -44,7 +44,7 @@ def test_a_split_is_taken_as_it_is(counts: list[int]) -> None:
             "--split 0,15,15 leaves a rank without layers. Type: %mlx_load M --split 10,10,10",
         ),
         (30, 2, [31, -1], "--split 31,-1 leaves a rank without layers. Type: %mlx_load M --split 15,15"),
-        (3, 4, "even", "4 ranks are more than the model's 3 layers. Type: %mlx_load MODEL --ranks 3"),
+        (3, 4, "even", "4 ranks are more than the model's 3 layers. Type: %mlx_load M --ranks 3"),
     ],
 )
 def test_a_split_that_does_not_fit_says_one_that_does(
