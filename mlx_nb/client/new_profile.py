@@ -50,7 +50,7 @@ def write_profile(
             "A profile needs to know its hosts.", f"{_NEW} {name} --hosts 192.168.5.1,192.168.5.2"
         )
     folder = profile_roots()[0] / f"profile_{name}"
-    text = rewritten(
+    text = _rewritten(
         (list_profiles()[MODEL] / CONFIG_FILE).read_text(),
         name,
         folder,
@@ -63,7 +63,7 @@ def write_profile(
     return folder
 
 
-def rewritten(
+def _rewritten(
     text: str, name: str, folder: Path, ranks: dict[str, int], network: str, environment: str
 ) -> str:
     """The text of the profile for two minis with another name, other hosts and other paths."""

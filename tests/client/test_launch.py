@@ -7,7 +7,7 @@ import pytest
 from traitlets.config import Config
 
 from mlx_nb.client import launch
-from mlx_nb.client.new_profile import rewritten, write_profile
+from mlx_nb.client.new_profile import write_profile
 from mlx_nb.client.profiles import find_profile, list_profiles, load_profile
 from mlx_nb.shared.errors import ClusterStartError, ProfileError
 from mlx_nb.shared.spec import ClusterSpec
@@ -228,9 +228,11 @@ def test_what_makes_no_profile_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_four_minis_are_two_minis_with_two_more() -> None:
-    two, four = ((find_profile(name) / "ipcluster_config.py").read_text() for name in ("minis", "minis4"))
+def test_four_minis_are_two_minis_with_two_more(tmp_path: Path) -> None:
+    spec, profile = launch.resolve(None, None, "minis4", 0)
+    words = command(spec, tmp_path, profile)
 
-    addresses = {f"192.168.5.{number}": 1 for number in range(1, 5)}
-    folder = Path("profiles/profile_minis4")
-    assert four == rewritten(two, "minis4", folder, addresses, "192.168.5.0/24", "/opt/mlx")
+    assert spec.ranks == 4
+    assert after(words, "--host") == ",".join(f"192.168.5.{number}:1" for number in range(1, 5))
+    assert after(words, "btl_tcp_if_include") == "192.168.5.0/24"
+    assert profile.Cluster.controller_ip == "192.168.5.1"
