@@ -117,7 +117,7 @@ class Breakpoints(Sequence[Breakpoint]):
         wanted = (site or EVERYWHERE).strip()
         pattern = wanted
         if wanted != EVERYWHERE:
-            pattern = resolve_site(wanted, [path for path, _ in first.modules], first.layer_paths)
+            pattern = resolve_site(wanted, first.places, first.layer_paths)
         made = Break(
             number=self._last + 1,
             site=wanted,

@@ -138,6 +138,14 @@ class Capture:
         return all(one.held for record in self.records for one in record.passes)
 
     @property
+    def reconstruction_error(self) -> float | None:
+        """Of attention's scores and pattern, which are computed again in float32: the largest distance of what follows
+        from them to what the model made, over the latter's largest value. None for what is a value of the model's.
+        """
+        errors = [one.error for record in self.records for one in record.passes if one.error is not None]
+        return max(errors, default=None)
+
+    @property
     def summary(self) -> Summary:
         """Its numbers, computed where the values are.
 
@@ -272,4 +280,8 @@ class Capture:
             f" min {format_number(found.min)}{at} · mean {format_number(found.mean)} · max {format_number(found.max)}"
             f" · NaN {found.nan} Inf {found.inf}"
         )
+        if (distance := self.reconstruction_error) is not None:
+            lines.append(
+                f" computed again in float32; attention's own result differs by {distance:.1e} of its largest value at most"
+            )
         return "\n".join(lines)

@@ -148,7 +148,7 @@ class Debugger(GoingBack, Changing):
             raise OptionError(f"There is no layer {layer}.", f"The layers are 0–{first.num_layers - 1}.")
         if rank is not None and not 0 <= rank < self.pipe.num_ranks:
             raise OptionError(f"There is no rank {rank}.", f"The ranks are 0–{self.pipe.num_ranks - 1}.")
-        pattern = resolve_site(site, [path for path, _ in first.modules], first.layer_paths) if site else ""
+        pattern = resolve_site(site, first.places, first.layer_paths) if site else ""
         wanted = {"layer": layer, "rank": rank, "token": token}
         return self._stride("until", site=pattern, **{k: v for k, v in wanted.items() if v is not None})
 

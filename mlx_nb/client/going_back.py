@@ -68,12 +68,11 @@ class GoingBack(Looking):
                 return self._back_by(Stride(name="token"), _LAST)
             if name == "until":
                 first = self.pipe.shards[0]
-                modules = [path for path, _ in first.modules]
                 if site is None and not target:
                     raise OptionError(
                         "until needs a target.", "Type: dbg.back('until', site='layers.3.output')"
                     )
-                target["site"] = resolve_site(site, modules, first.layer_paths) if site else ""
+                target["site"] = resolve_site(site, first.places, first.layer_paths) if site else ""
             return self._back_by(Stride(name=str(name), **target), n)
 
     def fork(self) -> Self:

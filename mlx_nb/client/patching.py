@@ -9,6 +9,7 @@ import cloudpickle
 import numpy as np
 
 from mlx_nb.client.arrays import plain_array
+from mlx_nb.shared.attention import K, V, names_attention
 from mlx_nb.shared.errors import OptionError
 from mlx_nb.shared.patches import FUNCTION, HOW, PatchSpec, TokenWish, parse_tokens
 from mlx_nb.shared.sites import resolve_site
@@ -94,8 +95,13 @@ class Patches:
         if how not in HOW:
             raise OptionError(f"A patch cannot {how}.", f"Type one of: {', '.join(HOW)}.")
         first = self._pipe.shards[0]
-        pattern = resolve_site(site, [path for path, _ in first.modules], first.layer_paths)
+        pattern = resolve_site(site, first.places, first.layer_paths)
         places, between = parse_tokens(tokens)
+        if places is not None and names_attention(pattern) and pattern.rpartition(".")[2] in (K, V):
+            raise OptionError(
+                f"tokens= cannot choose among the cached keys and values of '{site}': it means the tokens of a pass.",
+                "Give a function, which gets all of them: pipe.patch(site, lambda keys: …)",
+            )
         function, value = b"", None
         if callable(what) and not hasattr(what, "shape"):
             function, how = _packed(what), FUNCTION

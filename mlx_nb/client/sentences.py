@@ -5,6 +5,7 @@ Names of submodules are conventions, not rules: one that is not known here is ca
 
 from typing import TYPE_CHECKING
 
+from mlx_nb.shared.attention import KINDS, PATTERN, SCORES, K, Q, V, Z
 from mlx_nb.shared.position import INPUT, OUTPUT, RECV, SEND, Position
 
 if TYPE_CHECKING:
@@ -33,6 +34,14 @@ _DOES = {
     "norm": "normalise the last hidden state",
     "lm_head": "make the logits",
 }
+_INSIDE = {
+    Q: "has the queries",
+    K: "has the keys",
+    V: "has the values",
+    SCORES: "has scored every key",
+    PATTERN: "has the attention pattern",
+    Z: "has mixed the values, head by head,",
+}
 
 
 def sentence_for(dbg: "Debugger") -> str:
@@ -55,7 +64,9 @@ def _here(position: Position) -> str:
     if position.kind == INPUT:
         what = f"enter layer {position.layer}" if whole_layer else f"{_does(name, position.call)}{inside}"
         return f"{who} is about to {what}."
-    assert position.kind == OUTPUT  # the four kinds of a stop
+    if position.kind in KINDS:
+        return f"{who} {_INSIDE[position.kind]}{inside}."
+    assert position.kind == OUTPUT  # the last kind of a stop
     what = f"layer {position.layer}" if whole_layer else f"{name or 'the model'}{inside}"
     return f"{who} has left {what}."
 

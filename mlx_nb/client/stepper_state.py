@@ -4,6 +4,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from mlx_nb.client.sentences import sentence_for
+from mlx_nb.shared.attention import is_attention
 from mlx_nb.shared.ids import Rank
 from mlx_nb.shared.outcome import Outcome
 from mlx_nb.shared.plan import Shard
@@ -146,7 +147,7 @@ def _lane(dbg: "Debugger", rank: int) -> Lane:
     cells = []
     for layer in shard.layers:
         done = stage == "done" or (stage == "here" and _is_done(dbg, layer))
-        current = stage == "here" and position.layer == layer and position.kind in ("input", "output")
+        current = stage == "here" and position.layer == layer and position.kind not in ("send", "recv", "end")
         kv = "written" if layer in written else "pending" if layer in counted or not outcome else "none"
         cells.append(
             LayerCell(layer=layer, state="current" if current else "done" if done else "pending", kv=kv)
@@ -323,6 +324,8 @@ def _modules(dbg: "Debugger") -> list[ModuleRow]:
     here = inside.index(position.module) if position.module in inside else -1
     rows = []
     for place, path in enumerate(inside):
+        if is_attention(path):
+            continue
         left = position.kind == "output" and path.startswith(f"{position.module}.")
         state = "current" if path in on_stack else "done" if place < here or left else "pending"
         depth = path.count(".") - root.count(".")

@@ -74,7 +74,7 @@ class LiveTrace(Trace):
                 f"budget_bytes is a number of bytes, not {budget_bytes!r}.", "Type: budget_bytes=2 * 2**30"
             )
         first = pipe.shards[0]
-        modules = tuple(path for path, _ in first.modules)
+        modules = first.places
         self._pipe = pipe
         self._patterns = tuple(resolve_site(site, modules, first.layer_paths) for site in wanted)
         self._budget_bytes = budget_bytes

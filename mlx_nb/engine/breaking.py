@@ -12,6 +12,7 @@ from mlx_nb.engine.culprit import report_nonfinite
 from mlx_nb.engine.pytree import arrays_in
 from mlx_nb.engine.stop import Stop, first_array
 from mlx_nb.engine.summary import bound_arguments
+from mlx_nb.shared.attention import SCORES
 from mlx_nb.shared.breaks import CHANGES, EVERYWHERE, NONFINITE, STATISTICS, Break, Condition, parse_condition
 from mlx_nb.shared.errors import RunError
 from mlx_nb.shared.position import INPUT
@@ -93,6 +94,8 @@ class Breaks:
         if self._run.past_its_use:
             return False
         found = arrays_at(stop)
+        if stop.event.kind == SCORES:
+            found = [mx.where(array == -mx.inf, 0.0, array) for array in found]  # what the mask hides
         if len(found) == 1 and found[0] is self._looked_at:
             return False  # a block returns what its last part returned
         bad = any(has_nonfinite(array) for array in found)

@@ -10,6 +10,7 @@ import numpy as np
 
 from mlx_nb.engine.stop import Stop, first_array
 from mlx_nb.engine.summary import summarize
+from mlx_nb.shared.attention import AXES, MADE_AGAIN
 from mlx_nb.shared.capture import (
     BUDGET_BYTES,
     Index,
@@ -22,8 +23,8 @@ from mlx_nb.shared.capture import (
     pick,
 )
 from mlx_nb.shared.errors import TraceError
-from mlx_nb.shared.globs import matches
-from mlx_nb.shared.position import Summary
+from mlx_nb.shared.position import RECV, SEND, Summary
+from mlx_nb.shared.strides import Event
 
 if TYPE_CHECKING:
     from mlx_nb.engine.run import Run
@@ -41,6 +42,7 @@ class _Seen:
 
     stop: int
     shape: tuple[int, ...]
+    error: mx.array | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -108,6 +110,7 @@ class CaptureStore:
                         stop=seen.stop,
                         shape=seen.shape,
                         held=((trace, run, site, call), start) in self._held,
+                        error=_number(seen.error),
                     )
                     for start, seen in sorted(place.passes.items())
                 ),
@@ -176,36 +179,51 @@ class Recorder:
         self._store = run.stage.captures
         self._store.budget_bytes = wish.budget_bytes
         self._pending: list[tuple[Key, int]] = []
+        self._errors: list[mx.array] = []
 
     def begin_pass(self, start: int) -> None:
         """A pass begins: one that is run again, after going back, takes the place of what followed."""
         self._pending.clear()
         self._store.forget(self._wish.trace_id, self._wish.run, start)
 
+    def wants(self, event: Event) -> bool:
+        """Whether it records what is at an event."""
+        return any(event.at(pattern) for pattern in self._wish.patterns)
+
     def saw(self, stop: Stop) -> None:
         """The pass comes through a stop."""
         event, stage = stop.event, self._run.stage
-        if not any(matches(event.site, pattern) for pattern in self._wish.patterns):
+        if not self.wants(event):
             return
         array = first_array(stop)
         if array is None:
             return
-        call = event.call if event.module in stage.repeated and event.kind in ("input", "output") else 0
+        between = event.kind in (SEND, RECV)
+        call = event.call if event.module in stage.repeated and not between else 0
         key = (self._wish.trace_id, self._wish.run, event.site, call)
         # Another array object: models write into theirs in place, and these never change.
         array = mx.contiguous(array)
         shape = tuple(array.shape)
         place = _Place(
-            layer=stage.layer_inside(event.module) if event.kind in ("input", "output") else -1,
+            layer=-1 if between else stage.layer_inside(event.module),
             dtype=str(array.dtype).removeprefix("mlx.core."),
-            axes=stage.sizes.axes(shape, event.stop - event.start),
+            axes=AXES[event.kind] if stop.attention else stage.sizes.axes(shape, event.stop - event.start),
             passes={},
         )
-        self._store.put(key, place, event.start, _Seen(stop=event.stop, shape=shape), array)
+        error = stop.attention.error() if stop.attention and event.kind in MADE_AGAIN else None
+        seen = _Seen(stop=event.stop, shape=shape, error=error)
+        self._store.put(key, place, event.start, seen, array)
+        if error is not None:
+            self._errors.append(error)
         self._pending.append((key, event.start))
 
     def end_pass(self) -> None:
         """A pass is over on this rank: compute what nothing else has needed, so that no graph is kept."""
         found = [self._store.peek(*at) for at in self._pending]
-        mx.eval([array for array in found if array is not None])
+        mx.eval([array for array in found if array is not None], self._errors)
         self._pending.clear()
+        self._errors.clear()
+
+
+def _number(array: mx.array | None) -> float | None:
+    return None if array is None else float(array.item())  # type: ignore[arg-type]

@@ -191,6 +191,10 @@ class _Watcher:
     def probe(self) -> "_Watcher":
         return self
 
+    def attend(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call of the attention function, which is no module."""
+        return function(*args, **kwargs)
+
     def call(self, module: Any, path: str, base: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A hooked module's call."""
         self.calls[path] += 1

@@ -10,6 +10,7 @@ from typing import Any
 
 import mlx.nn as nn
 
+from mlx_nb.engine.attention import unwatch_attention, watch_attention
 from mlx_nb.engine.context import ACTIVE
 from mlx_nb.engine.layers import named_modules
 from mlx_nb.engine.stubs import stub_class
@@ -26,12 +27,14 @@ class Hooks:
         self._model = model
         self._users = 0
         self._hooked: list[nn.Module] = []
+        self._files: list[dict[str, Any]] = []
 
     def acquire(self) -> None:
         """One more probe is open."""
         self._users += 1
         if self._users > 1:
             return
+        self._files = watch_attention(self._model)
         seen: set[int] = set()
         for path, module in named_modules(self._model):
             if id(module) in seen:
@@ -60,6 +63,7 @@ class Hooks:
                     own: Any = own_class(module)
                     module.__class__ = stub_class(own) if is_stub(module) else own
             self._hooked.clear()
+            unwatch_attention(self._files)
 
 
 def is_stub(module: nn.Module) -> bool:

@@ -57,6 +57,8 @@ def _names(run: "Run", frame: FrameType) -> dict[str, Any]:
     shown: dict[str, Any] = {}
     if stop is not None and stop.call is not None:
         shown = dict(bound_arguments(stop.call, stop.module, stop.args, stop.kwargs))
+    elif stop is not None and stop.attention is not None:
+        shown = {"out": stop.value, stop.event.kind: stop.value, **dict(stop.attention.shown())}
     elif stop is not None:
         shown = {"out": stop.value}
     return {**shown, **frame.f_locals}

@@ -126,6 +126,11 @@ def make_logits_processors(**options: Any) -> list[Callable[..., mx.array]]:
     return _find("sample_utils", "make_logits_processors")(**options)
 
 
+def attention_function() -> Callable[..., mx.array]:
+    """What most models call to attend: ``(queries, keys, values, cache, scale, mask, sinks)``."""
+    return _find("models.base", "scaled_dot_product_attention")
+
+
 def rotating_kv_cache(size: int, keep: int) -> Any:
     """An entry of `size` slots that keeps its first `keep` tokens."""
     return _find("models.cache", "RotatingKVCache")(max_size=size, keep=keep)

@@ -10,6 +10,7 @@ import numpy as np
 from mlx_nb.engine.stop import Stop, first_array, replace_first
 from mlx_nb.shared.errors import OptionError, ValueShapeError
 from mlx_nb.shared.patches import FUNCTION, PatchSpec
+from mlx_nb.shared.strides import Event
 from mlx_nb.shared.text import format_shape
 
 if TYPE_CHECKING:
@@ -45,6 +46,10 @@ class Patches:
         """Change nothing any more; does nothing the second time."""
         for table in (self._specs, self._values, self._functions):
             table.pop(number, None)
+
+    def cover(self, event: Event) -> bool:
+        """Whether one of them changes something at an event."""
+        return any(spec.covers(event) for spec in self._specs.values())
 
     def apply(self, run: "Run", stop: Stop) -> None:
         """Change the first array at a stop, as every patch that covers it says.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
+from mlx_nb.engine.attention import AttentionCall, Function
 from mlx_nb.engine.breaking import Breaks
 from mlx_nb.engine.haste import Gathered
 from mlx_nb.engine.passlog import PassLog
@@ -14,9 +15,10 @@ from mlx_nb.engine.pytree import Tree, arrays_in
 from mlx_nb.engine.source import calling_frame
 from mlx_nb.engine.stop import Stop, replace_first
 from mlx_nb.engine.transport import Arrival
+from mlx_nb.shared.attention import KINDS, SDPA, K, Q, V
 from mlx_nb.shared.breaks import Break
 from mlx_nb.shared.position import INPUT, OUTPUT, RECV, SEND, Frame
-from mlx_nb.shared.strides import Event, Stride, advance
+from mlx_nb.shared.strides import Event, Stride, advance, meets
 
 if TYPE_CHECKING:
     from mlx_nb.engine.run import Run
@@ -47,7 +49,7 @@ class Probe:
         self._careful_pass = -1
         self._hasty = self._gathers = False
         self._gathered = Gathered()
-        self._inner = 0
+        self._inner: list[str] = []
         self._stack: list[Frame] = []
         self._calls: Counter[str] = Counter()
         self._open = False
@@ -78,7 +80,8 @@ class Probe:
         self._stack.clear()
         self._calls.clear()
         self._gathered.clear()
-        self._inner = self._ticks = 0
+        self._inner.clear()
+        self._ticks = 0
         self._open = self.run.stage.shard.is_first
         self._begun = False
         now = self.run.current
@@ -161,11 +164,11 @@ class Probe:
         layer: int,
     ) -> Any:
         """A call inside which nothing stops."""
-        depth = len(self._stack) + self._inner
+        depth = len(self._stack) + len(self._inner)
         self._log_row(INPUT, path, depth, number, layer)
-        self._inner += 1
+        self._inner.append(path)
         value = base.__call__(module, *args, **kwargs)
-        self._inner -= 1
+        self._inner.pop()
         self._returned(path, depth, number, layer, value)
         return value
 
@@ -176,6 +179,48 @@ class Probe:
             self._gathered.add(value)
             if not self._gathered:
                 self._sure = self._ticks  # it was time to look, and all is well
+
+    def attend(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call of the attention function, by the innermost module: what is in it, where somebody wants to see."""
+        if not self._open:
+            return function(*args, **kwargs)
+        inner = self._inner[-1] if self._inner else self._stack[-1].path
+        path = f"{inner}.{SDPA}"
+        depth = len(self._stack) + len(self._inner)
+        self._calls[path] += 1
+        first = len(self._log.rows)
+        for kind in KINDS:
+            self._log_row(kind, path, depth, self._calls[path], -1)
+        if self._hasty:
+            return function(*args, **kwargs)
+        events = {kind: self._log.event(first + place) for place, kind in enumerate(KINDS)}
+        if not any(self._is_wanted(event) for event in events.values()):
+            return function(*args, **kwargs)
+        call = AttentionCall.of(function, args, kwargs)
+        frame = calling_frame(sys._getframe(1))
+        for kind in KINDS:
+            if kind not in (Q, K, V) and call.returned is None:
+                call.make()
+            if self._is_wanted(
+                events[kind]
+            ):  # asked here: at a stop before it the user may have gone on to it
+                stop = Stop(
+                    event=events[kind], kwargs={}, value=call.value(kind), frame=frame, attention=call
+                )
+                self._consider(stop)
+                call.put(kind, stop.value, self.run.stage.rank)
+        return call.returned
+
+    def _is_wanted(self, event: Event) -> bool:
+        """Whether somebody looks at a place inside attention: what is there is only made for them."""
+        run = self.run
+        return (
+            meets(self.stride, event)
+            or any(one.covers(event) for one in self.breaks.armed)
+            or run.stage.patches.cover(event)
+            or (run.recorder is not None and run.recorder.wants(event))
+            or run.place_of(event) in run.edits
+        )
 
     def crossed(self, kind: str, value: Tree, arrival: Arrival | None) -> Tree:
         """A value leaves for the next rank or has come from the one before."""

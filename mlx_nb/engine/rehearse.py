@@ -22,6 +22,7 @@ from mlx_nb.engine.hooks import Hooks
 from mlx_nb.engine.kv import KVEntry, is_kv_entry, make_kv_cache, parts_of, unwatch, watch_writes
 from mlx_nb.engine.layers import layer_paths, transformer_layers
 from mlx_nb.engine.pytree import Tree, flatten, is_plain_object, map_arrays
+from mlx_nb.shared.attention import SDPA
 from mlx_nb.shared.errors import MlxNbError, ModelError
 
 Key = int | str
@@ -37,6 +38,8 @@ class Rehearsal:
     Attributes:
         layers: Index of each layer by its path.
         calls: How often each module path was called.
+        attends: How often a module called the shared attention function, by its path with ``.sdpa`` behind.
+        order: Both in the order in which they were called first.
         returned: What each whole layer returned, by its path: what a hop after it would carry.
         writes: Keys and values written in this pass, by KV entry.
         writers: The layer that wrote them.
@@ -50,6 +53,8 @@ class Rehearsal:
 
     layers: dict[str, int]
     calls: Counter[str] = field(default_factory=Counter)
+    attends: Counter[str] = field(default_factory=Counter)
+    order: dict[str, None] = field(default_factory=dict)
     returned: dict[str, Tree] = field(default_factory=dict)
     writes: dict[Place, list[mx.array]] = field(default_factory=dict)
     writers: dict[Place, int] = field(default_factory=dict)
@@ -60,6 +65,7 @@ class Rehearsal:
     output: Tree = None
     kv: list[KVEntry] = field(default_factory=list)
     _inside: list[int] = field(default_factory=list)
+    _stack: list[str] = field(default_factory=list)
 
     @property
     def probe(self) -> "Rehearsal":
@@ -69,6 +75,21 @@ class Rehearsal:
     def call(self, module: Any, path: str, base: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A hooked module's call."""
         self.calls[path] += 1
+        self.order[path] = None
+        self._stack.append(path)
+        try:
+            return self._call(module, path, base, args, kwargs)
+        finally:
+            self._stack.pop()
+
+    def attend(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call of the attention function."""
+        path = f"{self._stack[-1]}.{SDPA}"
+        self.attends[path] += 1
+        self.order[path] = None
+        return function(*args, **kwargs)
+
+    def _call(self, module: Any, path: str, base: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if path not in self.layers:
             return base.__call__(module, *args, **kwargs)
         index = self.layers[path]

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from mlx_nb.engine.source import source_of_call, source_of_frame
 from mlx_nb.engine.stop import Stop, size_of
-from mlx_nb.engine.summary import describe_call, describe_tree, describe_values
+from mlx_nb.engine.summary import describe_attention, describe_call, describe_tree, describe_values
 from mlx_nb.shared.ids import LayerIndex, Rank
 from mlx_nb.shared.position import RECV, SEND, Argument, Frame, Hop, Position
 
@@ -45,19 +45,25 @@ def position_of(run: "Run", stop: Stop) -> Position:
         source=source,
         kv=run.kv_offsets(),
         hop=_hop(run, stop),
-        about=stop.about,
+        about=" ".join(part for part in (stop.about, _told(stop)) if part),
         tick=event.tick,
     )
 
 
 def _arguments(run: "Run", stop: Stop) -> tuple[Argument, ...]:
-    now, sizes = run.current, run.stage.sizes
+    now, sizes, event = run.current, run.stage.sizes, stop.event
     assert now is not None
     length = now.stop - now.start
     if stop.call is not None:
         given = describe_call(stop.call, stop.module, stop.args, stop.kwargs, sizes, length)
         return given + describe_values(list(stop.extra), sizes, length)
+    if stop.attention is not None:
+        return describe_attention(event.kind, stop.value, stop.attention.shown())
     return describe_tree(stop.value, sizes, length)
+
+
+def _told(stop: Stop) -> str:
+    return stop.attention.told(stop.event.kind) if stop.attention else ""
 
 
 def _hop(run: "Run", stop: Stop) -> Hop | None:

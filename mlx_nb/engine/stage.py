@@ -77,8 +77,9 @@ class Stage:
         captures: What traces have recorded.
         faults: What is wrong with it on purpose.
         parents: Paths of the modules that have submodules.
-        order: Module paths in the order in which one pass first calls them.
-        repeated: Paths of the modules that one pass calls more than once.
+        order: Module paths, and those of attention, in the order in which one pass first calls them.
+        repeated: Paths of the modules, and of attention in them, that one pass calls more than once.
+        attends: Paths of the modules that call the shared attention function, each with ``.sdpa`` behind.
     """
 
     def __init__(
@@ -216,8 +217,11 @@ class Stage:
         self.shards = split_layers(len(layers), self.size, counts, model=self.name)
         self.shard = self.shards[self.rank]
         calls = self.cuts.rehearsal.calls
-        self.repeated = frozenset(path for path, times in calls.items() if times > 1)
-        self.order = tuple(calls)
+        self.attends = self.cuts.rehearsal.attends
+        self.repeated = frozenset(
+            path for path, times in [*calls.items(), *self.attends.items()] if times > 1
+        )
+        self.order = tuple(self.cuts.rehearsal.order)
         install_stubs(layers, self.shard.layers)
 
     def crossing(self, kv: list[Any]) -> Crossing:
@@ -270,6 +274,7 @@ class Stage:
             prefill_step_size=self.prefill_step_size,
             layer_paths=tuple(self._layer_paths),
             modules=tuple((path, type(module).__name__) for path, module in named_modules(self.model)),
+            attends=tuple(self.attends),
             order=self.order,
             parameters=tuple(self.owned),
             split_reason=self.split_reason,

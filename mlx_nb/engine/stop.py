@@ -7,6 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_nb.engine.attention import AttentionCall
 from mlx_nb.engine.pytree import Tree, arrays_in
 from mlx_nb.engine.transport import Arrival
 from mlx_nb.shared.position import INPUT, Frame
@@ -28,6 +29,7 @@ class Stop:
         arrival: How the value came, at a recv.
         inputs: At an exit, the first array that the module was called with.
         extra: More to show than the arguments: a failed module's weights.
+        attention: The call of the attention function that it is inside of.
         about: Why it stands here, if not for the stride's sake.
     """
 
@@ -42,6 +44,7 @@ class Stop:
     arrival: Arrival | None = None
     inputs: mx.array | None = None
     extra: tuple[tuple[str, mx.array], ...] = ()
+    attention: AttentionCall | None = None
     about: str = ""
 
 

@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_nb.engine.kv import is_kv_entry, offset_of
+from mlx_nb.shared.attention import AXES, K, Q, V
 from mlx_nb.shared.position import Argument, Summary
 
 _MAX_ARGUMENTS = 12
@@ -140,6 +141,20 @@ def describe_values(named: list[tuple[str, Any]], sizes: Sizes, length: int) -> 
         else:
             rows.append(Argument(name=name, text=_short(value)))
     return tuple(rows)
+
+
+def describe_attention(
+    kind: str, value: mx.array, given: tuple[tuple[str, Any], ...]
+) -> tuple[Argument, ...]:
+    """A place inside attention: what is there, and then what the function was given."""
+    axes = {**AXES, "queries": AXES[Q], "keys": AXES[K], "values": AXES[V]}
+    return tuple(
+        Argument(name=name, summary=summarize(item, axes.get(name, ())))
+        if isinstance(item, mx.array)
+        else Argument(name=name, text=_short(item))
+        for name, item in [(kind, value), *given]
+        if not (item is value and name != kind)
+    )
 
 
 def _short(value: Any) -> str:

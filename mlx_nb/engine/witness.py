@@ -15,6 +15,7 @@ from mlx_nb.engine.stop import Stop
 from mlx_nb.shared.errors import ModelError
 from mlx_nb.shared.findings import Crossed
 from mlx_nb.shared.position import INPUT, RECV, SEND
+from mlx_nb.shared.strides import Event
 
 if TYPE_CHECKING:
     from mlx_nb.engine.run import Run
@@ -81,6 +82,10 @@ class Witness:
         now = self._run.current
         assert now is not None  # the pass that begins
         self.passes.append(SeenPass(start, now.stop, self._run.batch.inputs(start, now.stop)))
+
+    def wants(self, _event: Event) -> bool:
+        """Nothing inside attention: what the module around it returns tells as much."""
+        return False
 
     def saw(self, stop: Stop) -> None:
         event, seen = stop.event, self.passes[-1]

@@ -8,7 +8,6 @@ import re
 from dataclasses import dataclass, replace
 
 from mlx_nb.shared.errors import OptionError
-from mlx_nb.shared.globs import matches
 from mlx_nb.shared.position import OUTPUT
 from mlx_nb.shared.strides import Event
 
@@ -110,7 +109,7 @@ class Break:
             return False
         if self.pattern == EVERYWHERE:
             return event.kind == OUTPUT
-        return matches(event.site, self.pattern)
+        return event.at(self.pattern)
 
     def hit(self) -> tuple[bool, "Break"]:
         """Its condition was true once more: whether to stand still, and what it is now."""

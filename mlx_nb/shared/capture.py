@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from mlx_nb.shared.attention import at_site
 from mlx_nb.shared.errors import OptionError, TraceError, TransferTooLargeError
-from mlx_nb.shared.globs import matches
 from mlx_nb.shared.position import Summary
 from mlx_nb.shared.sites import resolve_site
 from mlx_nb.shared.text import format_shape, format_size
@@ -45,12 +45,15 @@ class PassRecord:
         start, stop: The tokens of the pass.
         shape: The value's.
         held: Whether it is still there.
+        error: Of what was computed again, as attention's pattern: how far what follows from it is from what the model
+            made, over the latter's largest value.
     """
 
     start: int
     stop: int
     shape: tuple[int, ...]
     held: bool
+    error: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +112,7 @@ def matching(
     """
     call = re.search(r"#(\d+)", site)
     pattern = resolve_site(site, modules, layer_paths)
-    return [r for r in records if matches(r.site, pattern) and (call is None or r.call == int(call[1]))]
+    return [r for r in records if at_site(r.site, pattern) and (call is None or r.call == int(call[1]))]
 
 
 def is_glob(site: str) -> bool:
@@ -129,7 +132,8 @@ def join_axis(record: SiteRecord) -> int:
     first = record.passes[0].shape
     if len(record.passes) == 1:
         letters = record.axes
-        return letters.index("L") if "L" in letters else min(1, max(0, len(first) - 1))
+        along = next((letter for letter in ("L", "S") if letter in letters), None)
+        return letters.index(along) if along else min(1, max(0, len(first) - 1))
     fitting = [
         axis
         for axis in range(len(first))

@@ -27,7 +27,8 @@ class LoadedShard:
         prefill_step_size: Prompt tokens a chunk, by default.
         layer_paths: The module path of every layer of the whole model.
         modules: Path and class name of every module of the whole model.
-        order: Module paths in the order in which one pass first calls them.
+        attends: Where modules call mlx-lm's shared attention function: their paths with ``.sdpa`` behind.
+        order: Module paths, and those of attention, in the order in which one pass first calls them.
         parameters: Names of the parameters that this rank holds.
         split_reason: Why the cuts are not where an even split would have them; empty if they are.
         cuts: Where the model may be cut.
@@ -58,3 +59,9 @@ class LoadedShard:
     cuts: LegalCuts | None = None
     adapter: str = ""
     trusted: bool = False
+    attends: tuple[str, ...] = ()
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The paths that sites are made of: every module's, and those of attention in them."""
+        return (*(path for path, _ in self.modules), *self.attends)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlx_nb.shared.errors import OptionError
-from mlx_nb.shared.globs import matches
 from mlx_nb.shared.strides import Event
 
 HOW = ("replace", "add", "scale")
@@ -40,7 +39,7 @@ class PatchSpec:
 
     def covers(self, event: Event) -> bool:
         """Whether it changes something at an event."""
-        return matches(event.site, self.pattern) and bool(self.tokens is None or self.positions(event))
+        return event.at(self.pattern) and bool(self.tokens is None or self.positions(event))
 
     def positions(self, event: Event) -> list[int]:
         """The tokens of a pass that it changes, counted within the pass."""

@@ -3,13 +3,14 @@
 A site is a module's path as `named_modules()` prints it, with ``.input`` or ``.output``. Users may
 leave leading parts away (``layers.3.mlp.output`` for ``model.layers.3.mlp.output``), use the short
 names of the field (``layers.3.resid_post``), TransformerLens' spelling (``blocks.3.hook_resid_post``),
-and globs.
+and globs. As there, ``q`` and ``k`` are what the projections return, ``rot_q`` and ``rot_k`` what attention is given.
 """
 
 import difflib
 import re
 from collections.abc import Sequence
 
+from mlx_nb.shared.attention import KINDS, PATTERN, SCORES, SDPA, K, Q, is_attention
 from mlx_nb.shared.errors import SiteError
 from mlx_nb.shared.globs import matches
 from mlx_nb.shared.position import INPUT, OUTPUT, RECV, SEND
@@ -28,9 +29,9 @@ _BEFORE_MLP = (
 _AFTER_MLP = "post_feedforward_layernorm"
 _PROJECTIONS = {"q": "q_proj", "k": "k_proj", "v": "v_proj"}
 SHORT_NAMES = (
-    "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z", "pattern", "scores"
+    "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z", "rot_q", "rot_k", SCORES, PATTERN
 )  # fmt: skip
-_FUSED = ("pattern", "scores")
+_ATTENDS = {PATTERN: PATTERN, SCORES: SCORES, "rot_q": Q, "rot_k": K}
 
 # TransformerLens' names that are none of a layer's.
 _LENS = {"hook_embed": "embed_tokens.output", "ln_final.hook_normalized": "norm.output"}
@@ -55,13 +56,10 @@ def resolve_site(site: str, modules: Sequence[str], layer_paths: Sequence[str]) 
     known = _sites(modules)
     prefix = layer_paths[0].rpartition(".")[0] if layer_paths else ""  # model.layers
     tail = wanted.rpartition(".")[2]
-    if tail in _FUSED:
-        if not any(path.rpartition(".")[2] in _WITH_HEADS for path in modules):
-            raise SiteError(f"'{site}' is not observable: this model has no attention.", "Type: pipe.sites()")
-        raise SiteError(
-            f"'{site}' is not observable: scores and pattern are made inside the fused attention, never as values.",
-            f"Look at {wanted.rpartition('.')[0]}.q and .k before it, or at .z behind it.",
-        )
+    around = wanted.rpartition(".")[0]
+    if tail in _ATTENDS or (tail in KINDS and around.endswith(f".{SDPA}")):
+        around = around.removesuffix(f".{SDPA}")
+        return _inside_attention(site, around, _ATTENDS.get(tail, tail), modules, layer_paths)
     expanded = _expand(wanted, prefix, post_norm=_is_post_norm(modules))
     for candidate in expanded:
         if any(matches(name, candidate) for name in known):
@@ -76,6 +74,52 @@ def resolve_site(site: str, modules: Sequence[str], layer_paths: Sequence[str]) 
             "Type: pipe.sites() for what they have.",
         )
     raise SiteError(f"No site '{site}'.", _suggest(expanded[0], known, prefix))
+
+
+def _inside_attention(
+    site: str, around: str, kind: str, modules: Sequence[str], layer_paths: Sequence[str]
+) -> str:
+    """A place inside attention: `around` is the module that attends, or the layer that it lies in.
+
+    Raises:
+        SiteError: Nothing there calls the shared function.
+    """
+    calls = [path for path in modules if is_attention(path)]
+    if not calls:
+        why = "this model has no attention."
+        if any(path.rpartition(".")[2] in _WITH_HEADS for path in modules):
+            why = (
+                "this model's attention does not call mlx-lm's shared scaled_dot_product_attention, "
+                "and nobody sees what its own makes."
+            )
+        raise SiteError(f"'{site}' is not observable: {why}", "Type: pipe.sites() for what there is.")
+    prefix = layer_paths[0].rpartition(".")[0] if layer_paths else ""
+    # Where in a layer it is called: as a rule the same in all; in none but the second part of some.
+    ways = [
+        path.removeprefix(f"{layer}.")
+        for path in calls
+        for layer in layer_paths
+        if path.startswith(f"{layer}.")
+    ]
+    for start in _starts(prefix):
+        direct = f"{start}{around}.{SDPA}"
+        if any(matches(path, direct) for path in calls):
+            return f"{direct}.{kind}"
+        found = [
+            way for way in dict.fromkeys(ways) if any(matches(p, f"{start}{around}.{way}") for p in calls)
+        ]
+        if found:
+            return f"{start}{around}.{found[0] if len(found) == 1 else f'**.{SDPA}'}.{kind}"
+    number = re.search(r"\.(\d+)$", around)
+    if number and int(number[1]) >= len(layer_paths):
+        raise SiteError(f"No site '{site}'.", f"The layers are 0–{len(layer_paths) - 1}.")
+    those = [
+        place for place, layer in enumerate(layer_paths) if any(p.startswith(f"{layer}.") for p in calls)
+    ]
+    raise SiteError(
+        f"'{site}' is not observable: nothing there calls mlx-lm's shared scaled_dot_product_attention.",
+        f"These layers do: {', '.join(map(str, those))}.",
+    )
 
 
 def complete_site(typed: str, modules: Sequence[str], layer_paths: Sequence[str]) -> list[str]:
@@ -109,6 +153,8 @@ def alias_of(site: str, layer_paths: Sequence[str]) -> str:
     module, _, kind = site.rpartition(".")
     if module in layer_paths:
         return {INPUT: "resid_pre", OUTPUT: "resid_post"}.get(kind, "")
+    if is_attention(module):
+        return {place: alias for alias, place in _ATTENDS.items()}.get(kind, "")
     layer, _, name = module.rpartition(".")
     if layer not in layer_paths or kind != OUTPUT:
         return ""
@@ -116,7 +162,18 @@ def alias_of(site: str, layer_paths: Sequence[str]) -> str:
 
 
 def _sites(modules: Sequence[str]) -> list[str]:
-    return [f"{path}.{kind}" for path in modules if path for kind in (INPUT, OUTPUT)]
+    return [
+        f"{path}.{kind}"
+        for path in modules
+        if path
+        for kind in (KINDS if is_attention(path) else (INPUT, OUTPUT))
+    ]
+
+
+def _starts(prefix: str) -> list[str]:
+    """What users leave away before a path, given that of the layers."""
+    parent = prefix.rpartition(".")[0]
+    return ["", *([f"{parent}."] if parent else []), "model."]
 
 
 def _is_post_norm(modules: Sequence[str]) -> bool:
@@ -146,9 +203,7 @@ def _expand(wanted: str, prefix: str, *, post_norm: bool = False) -> list[str]:
         "mlp_out": [f"{head}.{name}.{OUTPUT}" for name in _MLP],
     }
     plain = means.get(tail, [wanted if tail in (INPUT, OUTPUT) else f"{wanted}.{OUTPUT}"])
-    parent = prefix.rpartition(".")[0]
-    starts = [""] + ([f"{parent}."] if parent else []) + ["model."]
-    return [start + name for name in plain for start in starts]
+    return [start + name for name in plain for start in _starts(prefix)]
 
 
 def _beyond(stem: str, modules: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ pass, and what is left of a stride travels to the next rank with it.
 
 from dataclasses import dataclass, replace
 
-from mlx_nb.shared.globs import matches
+from mlx_nb.shared.attention import at_site, is_attention
 from mlx_nb.shared.position import INPUT, OUTPUT, RECV, SEND
 
 NAMES = ("into", "over", "out", "layer", "rank", "token", "run", "cont", "until")
@@ -17,8 +17,8 @@ class Event:
     """One place where a pass could stand still.
 
     Attributes:
-        kind: ``input``, ``output``, ``send`` or ``recv``.
-        module: The module's path (the last layer before, or the first after, a crossing).
+        kind: ``input``, ``output``, ``send`` or ``recv``; inside attention one of `attention.KINDS`.
+        module: The module's path (that of attention has ``.sdpa`` behind; the last layer before, or the first after, a crossing).
         depth: Modules on the stack below it; a crossing counts as its layer.
         call: Which call of the module in this pass, from 1.
         layer: The index, when the module is a whole layer; else -1.
@@ -44,6 +44,15 @@ class Event:
         if self.kind in (SEND, RECV):
             return self.kind
         return f"{self.module}.{self.kind}" if self.module else ("logits" if self.kind == OUTPUT else "input")
+
+    @property
+    def in_attention(self) -> bool:
+        """Whether it is inside the attention function: strides pass by, and only who names it comes there."""
+        return is_attention(self.module)
+
+    def at(self, pattern: str) -> bool:
+        """Whether it is at a site, or at one that a glob means."""
+        return at_site(self.site, pattern)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,14 +85,17 @@ class Stride:
 
 def advance(stride: Stride, event: Event) -> tuple[bool, Stride]:
     """Whether to stand still at `event`, and what is left of the stride."""
-    if not _matches(stride, event):
+    if not meets(stride, event):
         return False, stride
     if stride.count > 1:
         return False, replace(stride, count=stride.count - 1)
     return True, stride
 
 
-def _matches(stride: Stride, event: Event) -> bool:
+def meets(stride: Stride, event: Event) -> bool:
+    """Whether an event counts for a stride."""
+    if event.in_attention and not (stride.name == "place" or (stride.name == "until" and stride.site)):
+        return False
     match stride.name:
         case "into":
             return True
@@ -113,6 +125,8 @@ def _matches(stride: Stride, event: Event) -> bool:
 
 def came_past(stride: Stride, event: Event) -> bool:
     """Whether a stride backwards ends at an event that came before: the mirror of `advance`."""
+    if event.in_attention and stride.name != "until":
+        return False
     match stride.name:
         case "over":
             own_entry = event.module == stride.module and event.call == stride.call and event.kind == INPUT
@@ -121,12 +135,12 @@ def came_past(stride: Stride, event: Event) -> bool:
             return event.depth <= stride.depth
         case "out":
             return event.kind == INPUT and event.depth < stride.depth
-    return _matches(stride, event)
+    return meets(stride, event)
 
 
 def _is_target(stride: Stride, event: Event) -> bool:
     wanted = [
-        not stride.site or matches(event.site, stride.site),
+        not stride.site or event.at(stride.site),
         stride.layer < 0 or event.layer == stride.layer,
         stride.rank < 0 or event.rank == stride.rank,
         stride.token < 0 or event.start <= stride.token < event.stop,

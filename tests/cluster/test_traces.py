@@ -83,6 +83,29 @@ print(trace["layers.3.resid_post"])
     assert "in a file" in ran.stdout
 
 
+def test_attention_on_its_rank_is_that_of_its_queries_and_keys(pipe: Pipe) -> None:
+    sites = [f"layers.20.{name}" for name in ("pattern", "rot_q", "rot_k", "sdpa.v", "sdpa.z")]
+    trace = pipe.trace(PROMPT, sites=sites, max_tokens=TOKENS, prefill_step_size=CHUNK)
+    for token in (16, 38):  # in the second chunk, and in a decoded token
+        q, k, v, z = (trace[site, token].numpy()[0] for site in sites[1:])
+        start, stop = trace[sites[0], token].tokens
+        scores = np.stack([q[head] @ k[head // 3].T / np.sqrt(64) for head in range(9)])
+        scores[:, np.arange(k.shape[1])[None] > np.arange(start, stop)[:, None]] = -np.inf
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        weights /= weights.sum(-1, keepdims=True)
+        seen = trace[sites[0], token]
+
+        np.testing.assert_allclose(seen.numpy()[0], weights, atol=1e-6)
+        np.testing.assert_allclose(z, [weights[head] @ v[head // 3] for head in range(9)], atol=1e-5)
+        assert seen.rank == next(shard.rank for shard in pipe.plan.shards if 20 in shard.layers)
+        assert seen.reconstruction_error is not None
+        assert seen.reconstruction_error < 1e-6
+    with pipe.debug(PROMPT, max_tokens=TOKENS, prefill_step_size=CHUNK) as dbg:
+        dbg.until("layers.20.pattern", token=38)
+        np.testing.assert_array_equal(dbg.value[0], seen.numpy()[0])
+    assert trace.gen.token_ids == pipe.generate(PROMPT, max_tokens=TOKENS, prefill_step_size=CHUNK).token_ids
+
+
 def test_a_background_run_and_one_that_steps_are_recorded(pipe: Pipe, alone: np.ndarray) -> None:
     with pipe.trace(sites="layers.20.resid_post") as trace:
         pipe.start(PROMPT, max_tokens=TOKENS, prefill_step_size=CHUNK).wait()

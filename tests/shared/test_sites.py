@@ -113,6 +113,12 @@ _ATTENDS = ["self_attn", "self_attn.q_proj", "self_attn.o_proj", "mlp", "post_at
         (_ATTENDS, "blocks.2.attn.hook_z", "model.layers.2.self_attn.o_proj.input"),
         (_ATTENDS, "blocks.2.hook_resid_mid", "model.layers.2.post_attention_layernorm.input"),
         (_ATTENDS, "hook_embed", "model.embed_tokens.output"),
+        ([*_ATTENDS, "self_attn.sdpa"], "layers.1.pattern", "model.layers.1.self_attn.sdpa.pattern"),
+        ([*_ATTENDS, "self_attn.sdpa"], "blocks.*.attn.hook_attn_scores", "model.layers.*.self_attn.sdpa.scores"),
+        ([*_ATTENDS, "self_attn.sdpa"], "blocks.2.attn.hook_rot_q", "model.layers.2.self_attn.sdpa.q"),
+        ([*_ATTENDS, "self_attn.sdpa"], "layers.2.self_attn.sdpa.v", "model.layers.2.self_attn.sdpa.v"),
+        ([*_ATTENDS, "self_attn.sdpa"], "layers.*.sdpa.k", "model.layers.*.self_attn.sdpa.k"),
+        (["self_attn.sdpa", "cross.sdpa"], "layers.1.pattern", "model.layers.1.**.sdpa.pattern"),
     ],
 )  # fmt: skip
 def test_short_names_follow_how_the_model_is_built(inside: list[str], typed: str, meant: str) -> None:
@@ -128,7 +134,17 @@ def test_short_names_follow_how_the_model_is_built(inside: list[str], typed: str
             r"not observable in this model: its layers have none of q_proj\.",
         ),
         (["mixer", "mixer.out_proj"], "layers.1.scores", "this model has no attention"),
-        (_ATTENDS, "blocks.1.attn.hook_pattern", "made inside the fused attention, never as values"),
+        (
+            _ATTENDS,
+            "blocks.1.attn.hook_pattern",
+            "attention does not call mlx-lm's shared scaled_dot_product",
+        ),
+        ([*_ATTENDS, "self_attn.sdpa"], "layers.9.pattern", "The layers are 0–2"),
+        (
+            [*_ATTENDS, "self_attn.sdpa"],
+            "layers.1.mlp.scores",
+            "nothing there calls .* These layers do: 0, 1, 2",
+        ),
         (_ATTENDS, "layers.9.resid_mid", "The layers are 0–2"),
     ],
 )

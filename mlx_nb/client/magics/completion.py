@@ -95,7 +95,7 @@ def _sites(typed: str) -> Sequence[str]:
     if current.pipe is None:
         return ()
     first = current.pipe.shards[0]
-    return complete_site(typed, [path for path, _ in first.modules], first.layer_paths)
+    return complete_site(typed, first.places, first.layer_paths)
 
 
 @context_matcher()
