@@ -1,8 +1,4 @@
-"""Views in a notebook: a live widget, which becomes a picture when its run ends.
-
-A saved notebook that is opened without a kernel cannot draw a widget. The picture that takes its place
-can be drawn, by GitHub too.
-"""
+"""Opening a view by its name, and the stepper's own."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -10,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from IPython.display import display
 
 from mlx_nb.client.idle_interrupt import idle_loop, listen_during
+from mlx_nb.client.live_view import close_views, forget, link, register
 from mlx_nb.client.stepper_state import stepper_state
 from mlx_nb.shared.errors import OptionError
 
@@ -17,6 +14,8 @@ if TYPE_CHECKING:
     from mlx_nb.client.cluster import Cluster
     from mlx_nb.client.debugger import Debugger
     from mlx_nb.client.pipe import Pipe
+
+__all__ = ["VIEWS", "LiveStepper", "close_views", "show_stepper", "show_view"]
 
 VIEWS = ("step", "plan", "kv", "shapes", "tokens", "cluster")
 
@@ -37,7 +36,7 @@ class LiveStepper:
         self.view.on_interrupt(dbg.interrupt)
         dbg.listeners.append(self._changed)
         self._handle = display(self.view, display_id=True)
-        _live.append(self)
+        register(self)
 
     def _act(self, stride: str) -> "Future[Any] | None":
         """A button or a key; errors go into the view's own pane. A stride runs in a thread of its own.
@@ -56,33 +55,25 @@ class LiveStepper:
 
     def _changed(self, dbg: "Debugger") -> None:
         self.view.show(stepper_state(dbg), dbg.preview)
+        if not dbg.running and not dbg.done:
+            here = dbg.position
+            place = {"rank": here.rank, "site": here.site, "token": here.stop - 1, "layer": here.layer}
+            link.go({name: value for name, value in place.items() if value not in (-1, "")})
 
     def freeze(self) -> None:
         """Put the picture in the widget's place."""
         if self._changed in self.dbg.listeners:
             self.dbg.listeners.remove(self._changed)
-        if self in _live:
-            _live.remove(self)
+        forget(self)
         self._thread.shutdown(wait=False)
         if self._handle is not None:
             self._handle.update(self.view.picture(), raw=True)
         self.view.close()
 
 
-_live: list[LiveStepper] = []
-
-
 def show_stepper(dbg: "Debugger") -> LiveStepper:
     """Show the stepper's first screen."""
     return LiveStepper(dbg)
-
-
-def close_views() -> int:
-    """Turn every live view into its picture; how many there were."""
-    views = list(_live)
-    for view in views:
-        view.freeze()
-    return len(views)
 
 
 def show_view(pipe: "Pipe | None", view: str, argument: str = "", *, cluster: "Cluster | None" = None) -> Any:

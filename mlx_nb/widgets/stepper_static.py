@@ -8,15 +8,13 @@ of the layers and of the preview.
 
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
-from pathlib import Path
 
 from mlx_nb.shared.preview import preview_limit, unpack_preview
 from mlx_nb.shared.text import format_number, format_table
 from mlx_nb.shared.view_state import Lane, LayerCell, SourcePane, StepperState, TokenCell, Wire, empty_state
+from mlx_nb.widgets.assets import sheet
 from mlx_nb.widgets.markup import Markup, style, tag
 from mlx_nb.widgets.png import SHOWN_WIDTH, data_uri, preview_height, preview_png, strip_png
-
-CSS = Path(__file__).parent / "static" / "stepper.css"
 
 MARKS = {"done": "✓", "current": "▸", "pending": "·"}
 RESERVED = {253: "−Inf", 254: "+Inf", 255: "NaN"}
@@ -33,9 +31,9 @@ def stepper_html(state: StepperState, preview: bytes = b"") -> str:
     state = with_limit({**empty_state(), **state}, preview)
     body = [
         _header(state),
-        tag("div.ms-row.ms-tokens.ms-mono", *_tokens(state), role="group", aria_label="Tokens"),
+        tag("div.mv-row.ms-tokens.mv-mono", *_tokens(state), role="group", aria_label="Tokens"),
         tag(
-            f"table.ms-row.ms-lanes{'.dense' if len(state['lanes']) > 4 else ''}",
+            f"table.mv-row.ms-lanes{'.dense' if len(state['lanes']) > 4 else ''}",
             tag("tbody", *_lanes(state["lanes"], state["wires"])),
         ),
         tag(
@@ -43,25 +41,27 @@ def stepper_html(state: StepperState, preview: bytes = b"") -> str:
             tag("div.ms-pane", *_value(state), _preview(state, preview)),
             tag("div.ms-pane.ms-right", *_code(state["source"])),
         ),
-        tag("div.ms-sentence", state["sentence"]) if state["sentence"] else None,
+        tag("div.mv-sentence", state["sentence"]) if state["sentence"] else None,
         _folds(state),
-        tag("div.ms-error.ms-mono", state["error"]) if state["error"] else None,
+        tag("div.mv-error.mv-mono", state["error"]) if state["error"] else None,
     ]
     label = f"Stepper: {state['model']}"
-    return style(CSS) + tag("div.mlxnb-stepper", *body, role="group", aria_label=label)
+    return style(sheet("stepper")) + tag(
+        "div.mlxnb-view.mlxnb-stepper", *body, role="group", aria_label=label
+    )
 
 
 def _header(state: StepperState) -> Markup:
     prompt = f"“{state['prompt']}”" if state["prompt"] else ""
     top = tag(
-        "div.ms-top",
-        tag("b.ms-model", state["model"]),
+        "div.mv-top",
+        tag("b.mv-model", state["model"]),
         " ",
-        tag("span.ms-where", state["where"]),
+        tag("span.mv-where", state["where"]),
         " ",
-        tag(f"span.ms-pill.{state['status']}", state["status"]),
+        tag(f"span.mv-pill.{state['status']}", state["status"]),
     )
-    return tag("div.ms-header", tag("div.ms-what", top, tag("div.ms-prompt", prompt)))
+    return tag("div.mv-header", tag("div.mv-what", top, tag("div.mv-prompt", prompt)))
 
 
 # ---- tokens
@@ -151,7 +151,7 @@ def _lanes(lanes: list[Lane], wires: list[Wire]) -> Iterator[Markup]:
         wire = by_source.get(lane["rank"])
         if wire and following:
             ends = [len(list(group(each["layers"]))) or 1 for each in (lane, following)]
-            load = tag("span.ms-load.ms-mono", wire["text"]) if wire["text"] else None
+            load = tag("span.ms-load.mv-mono", wire["text"]) if wire["text"] else None
             style = f"--ms-from:{ends[0]};--ms-to:{ends[1]}"
             track = tag("td.ms-track", tag("i.ms-arrow", "↓"), " ", load, style=style)
             yield tag(f"tr.ms-wire.{wire['state']}", tag("td"), track)
@@ -194,9 +194,9 @@ def _lane(lane: Lane) -> Markup:
 
 def _value(state: StepperState) -> Iterator[Markup]:
     site = tag("b", state["site"], tag("span", state["suffix"]))
-    yield tag("div.ms-site.ms-mono", site, role="heading", aria_level=3)
+    yield tag("div.mv-site.mv-mono", site, role="heading", aria_level=3)
     if state["site_note"]:
-        yield tag("div.ms-note", state["site_note"])
+        yield tag("div.mv-note", state["site_note"])
     rows = []
     for row in state["arguments"]:
         name = tag("th", row["name"], scope="row")
@@ -207,11 +207,11 @@ def _value(state: StepperState) -> Iterator[Markup]:
         else:
             rows.append(tag("tr", name, tag("td", tag("span.ms-repr", row["shape"]), colspan=3)))
     if rows:
-        yield tag("table.ms-arguments.ms-mono", tag("tbody", *rows))
+        yield tag("table.ms-arguments.mv-mono", tag("tbody", *rows))
     if state["numbers"]:
         heads = (tag("th", cell["name"], scope="col") for cell in state["numbers"])
         values = (tag("td.alarm" if _alarming(**cell) else "td", cell["value"]) for cell in state["numbers"])
-        yield tag("table.ms-numbers", tag("thead", tag("tr", *heads)), tag("tbody", tag("tr", *values)))
+        yield tag("table.mv-numbers", tag("thead", tag("tr", *heads)), tag("tbody", tag("tr", *values)))
 
 
 def _alarming(name: str, value: str) -> bool:
@@ -238,25 +238,25 @@ def _preview(state: StepperState, preview: bytes) -> Markup | None:
     )
     legend: list[str] = []
     if limit := state.get("preview_limit"):
-        legend += [tag("span", f"−{limit}"), " ", tag("i.ms-scale"), " ", tag("span", f"+{limit}")]
+        legend += [tag("span", f"−{limit}"), " ", tag("i.mv-scale"), " ", tag("span", f"+{limit}")]
     if note := state.get("preview_note"):
-        legend += [" ", tag("span.ms-clipped", note)]
+        legend += [" ", tag("span.mv-clipped", note)]
     for index, name in RESERVED.items():
         if index in cells:
-            legend += [" ", tag("span.ms-key", tag(f"i.ms-hatch.h{index}"), " ", tag("span", name))]
+            legend += [" ", tag("span.mv-key", tag(f"i.mv-hatch.h{index}"), " ", tag("span", name))]
     return tag(
-        "figure.ms-preview", Markup(image.removesuffix("</img>")), tag("figcaption.ms-legend", *legend)
+        "figure.ms-preview", Markup(image.removesuffix("</img>")), tag("figcaption.mv-legend", *legend)
     )
 
 
 def _code(source: SourcePane | None) -> Iterator[Markup]:
     if source is None:
-        yield tag("div.ms-note", "No line of the model's own code here.")
+        yield tag("div.mv-note", "No line of the model's own code here.")
         return
     title = tag("b", source["title"])
-    yield tag("div.ms-title", title, " ", tag("span", source["file"]), role="heading", aria_level=3)
+    yield tag("div.mv-title", title, " ", tag("span", source["file"]), role="heading", aria_level=3)
     crumbs = (Markup(tag("span", name)) for name in source["breadcrumb"])
-    yield tag("div.ms-crumbs.ms-mono", Markup(" › ".join(crumbs)))
+    yield tag("div.ms-crumbs.mv-mono", Markup(" › ".join(crumbs)))
     texts = [line["text"] for line in source["lines"] if line["text"].strip()]
     indent = min((len(text) - len(text.lstrip()) for text in texts), default=0)
     lines = (
@@ -269,7 +269,7 @@ def _code(source: SourcePane | None) -> Iterator[Markup]:
         )
         for line in source["lines"]
     )
-    yield tag("pre.ms-source.ms-mono", tag("code", *lines))
+    yield tag("pre.ms-source.mv-mono", tag("code", *lines))
 
 
 def _folds(state: StepperState) -> Markup | None:
@@ -288,15 +288,15 @@ def _folds(state: StepperState) -> Markup | None:
     ]
     heads = _row("th", ["rank", "layers", "class", "offset", "state"])
     tables = {
-        "Module tree": modules and tag("table.ms-modules.ms-mono", tag("tbody", *modules)),
-        "KV cache": kv and tag("table.ms-kv.ms-mono", tag("thead", heads), tag("tbody", *kv)),
+        "Module tree": modules and tag("table.ms-modules.mv-mono", tag("tbody", *modules)),
+        "KV cache": kv and tag("table.ms-kv.mv-mono", tag("thead", heads), tag("tbody", *kv)),
     }
     found = [
-        tag("details.ms-fold", tag("summary", title), tag("div.ms-fold-body", table))
+        tag("details.mv-fold", tag("summary", title), tag("div.mv-fold-body", table))
         for title, table in tables.items()
         if isinstance(table, Markup)
     ]
-    return tag("div.ms-folds", *found) if found else None
+    return tag("div.mv-folds", *found) if found else None
 
 
 def _row(cell: str, texts: Iterable[str]) -> Markup:

@@ -5,6 +5,7 @@ notebook would get: JSON with the binary traits split off.
 """
 
 import base64
+import json
 import time
 from collections import deque
 from collections.abc import Callable
@@ -29,10 +30,10 @@ window.model = {
   off: (event, callback) => events.get(event)?.delete(callback),
 };
 const bytes = (text) => new DataView(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
-const fire = (event, value) => events.get(event)?.forEach((callback) => callback(value));
+const fire = (event, ...values) => events.get(event)?.forEach((callback) => callback(...values));
 window.listeners = () => [...events.values()].reduce((n, set) => n + set.size, 0);
 window.fromPython = ({ method, state, buffers, content }) => {
-  if (method === "custom") return fire("msg:custom", content);
+  if (method === "custom") return fire("msg:custom", content, (window.received = Object.values(buffers).map(bytes)));
   const changed = { ...state, ...Object.fromEntries(Object.entries(buffers).map(([k, v]) => [k, bytes(v)])) };
   Object.assign(data, changed);
   for (const name of Object.keys(changed)) fire(`change:${name}`);
@@ -48,10 +49,15 @@ window.render = () => {
 
 
 class PageComm(BaseComm):
-    """Keeps what the widget sends, in order, until `Bridge.flush` gives it to the page."""
+    """Keeps what the widget sends, in order, until `Bridge.flush` gives it to the page.
+
+    Attributes:
+        size_bytes: JSON and buffers that were sent so far.
+    """
 
     def __init__(self, *args: Any, outbox: deque[dict[str, Any]], **kwargs: Any) -> None:
         self.outbox = outbox
+        self.size_bytes = 0
         super().__init__(*args, **kwargs)
 
     def publish_msg(
@@ -60,9 +66,11 @@ class PageComm(BaseComm):
         if msg_type != "comm_msg" or data["method"] not in ("update", "custom"):
             return
         paths = [path[0] for path in data.get("buffer_paths", [])]
+        names = paths if data["method"] == "update" else [str(i) for i in range(len(buffers or []))]
         encoded = {
-            name: base64.b64encode(bytes(b)).decode() for name, b in zip(paths, buffers or [], strict=True)
+            name: base64.b64encode(bytes(b)).decode() for name, b in zip(names, buffers or [], strict=True)
         }
+        self.size_bytes += len(json.dumps(data, default=str)) + sum(len(bytes(b)) for b in buffers or [])
         self.outbox.append({**data, "buffers": encoded})
 
 
@@ -121,7 +129,7 @@ class Bridge:
 
     @property
     def root(self) -> Locator:
-        return self.page.locator(".mlxnb-stepper")
+        return self.page.locator(".mlxnb-view")
 
     def button(self, name: str) -> Locator:
         return self.page.get_by_role("button", name=name, exact=True)

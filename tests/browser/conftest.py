@@ -80,6 +80,26 @@ def open_view(page: Any, states: ModuleType) -> Callable[..., Any]:
     return open_named
 
 
+@pytest.fixture
+def open_widget(page: Any) -> Callable[..., Any]:
+    """``open_widget(TensorView(state))``: any of the views, in the page."""
+    return lambda widget, **options: load("bridge").Bridge(page, widget).open(**options)
+
+
+@pytest.fixture(scope="session")
+def looks() -> ModuleType:
+    """What can be measured of a view's looks: ``page.evaluate(looks.CONTRASTS)``."""
+    return load("looks")
+
+
+@pytest.fixture
+def shoot(page: Any, tmp_path: Path) -> Callable[[str], None]:
+    """``shoot("name")`` keeps a picture for human eyes, in $MLX_NB_SCREENSHOTS or a temporary folder."""
+    folder = Path(os.environ.get("MLX_NB_SCREENSHOTS") or tmp_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    return lambda name: page.screenshot(path=folder / f"{name}.png", full_page=True)
+
+
 def theme_css(theme: str) -> str:
     """JupyterLab's own variables of its light or dark theme."""
     themes = Path(sys.prefix) / "share/jupyter/lab/themes/@jupyterlab"

@@ -247,7 +247,7 @@ def test_interrupt_kernel_stops_a_run_that_a_button_began(lab: Lab, lab_page: An
         "v => document.querySelector(v).innerText.includes('interrupted after')", arg=VIEW, timeout=10_000
     )
     keep(page, "stepper-interrupted")
-    assert page.locator(VIEW).locator(".ms-pill").inner_text() == "stopped"
+    assert page.locator(VIEW).locator(".mv-pill").inner_text() == "stopped"
 
     press(page, "Into", "about to")  # and it can go on
     run_cell(page, STEP + 1)

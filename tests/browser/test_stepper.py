@@ -81,7 +81,7 @@ def test_a_stride_draws_the_state_that_its_callback_shows(view, states):
     view.button("Into").click()
     view.settle()
 
-    assert view.root.locator(".ms-site").inner_text() == "lm_head.output"
+    assert view.root.locator(".mv-site").inner_text() == "lm_head.output"
     assert view.root.get_attribute("aria-busy") == "false"
 
 
@@ -134,7 +134,7 @@ def test_an_error_in_a_callback_lands_in_the_pane(view, error, shown):
     view.widget.on_action(lambda _stride: view.widget.show({**view.widget.state, "error": ""}) and None)
     view.button("Layer").click()
     view.settle()
-    assert view.root.locator(".ms-error").is_hidden()
+    assert view.root.locator(".mv-error").is_hidden()
 
 
 def test_a_view_that_nobody_listens_to_says_so(view):
@@ -196,7 +196,7 @@ def test_without_a_handler_no_stop_is_offered(view):
     view.settle()
     view.page.wait_for_timeout(400)
 
-    assert view.root.locator(".ms-pill").inner_text() == "running"
+    assert view.root.locator(".mv-pill").inner_text() == "running"
     assert view.button("Stop").count() == 0
     work.set_result(None)
 
@@ -214,7 +214,7 @@ def test_while_a_stride_is_under_way_nothing_says_that_it_stands(view):
     assert statuses.all_inner_texts() == ["running", "running"]
     assert view.root.locator(".ms-cell.current").count() == 0
     assert view.root.get_by_role("status").inner_text() == "Running."
-    assert view.root.locator(".ms-where").inner_text() == ""
+    assert view.root.locator(".mv-where").inner_text() == ""
     opacity = "node => Number(getComputedStyle(node).opacity)"
     assert view.root.locator(".ms-panes").evaluate(opacity) < 0.5
 
@@ -340,7 +340,7 @@ def test_text_from_a_model_is_never_markup(view):
     view.settle()
 
     assert view.root.locator("img, b b").count() == 0
-    assert evil in view.root.locator(".ms-site").inner_text()
+    assert evil in view.root.locator(".mv-site").inner_text()
     assert view.page.title() == "one view"
 
 

@@ -1,8 +1,5 @@
 """How the stepper looks: themes, contrast, narrow places, what a screen reader hears."""
 
-import os
-from pathlib import Path
-
 import pytest
 
 pytestmark = pytest.mark.browser
@@ -19,107 +16,51 @@ NAMES = [
     "crowded",
 ]
 
-OVERFLOWING = """() => {
-  const found = [];
-  for (let node = document.querySelector(".mlxnb-stepper"); node; node = node.parentElement)
-    if (node.scrollWidth > node.clientWidth) found.push(`${node.tagName}.${node.className}`);
-  return found;
-}"""
-
-# Text that is cut off at the side without an ellipsis, or at the bottom; scrolling panes excepted.
-CLIPPED = """() => [...document.querySelectorAll(".mlxnb-stepper *")].filter((node) => {
-  const own = [...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim());
-  if (!own || !node.getClientRects().length || node.closest(".ms-source, .ms-fold-body, .ms-tokens")) return false;
-  if (node.matches(".ms-cell")) { // its KV bar sticks out on purpose: measure the text
-    const range = document.createRange();
-    range.selectNodeContents(node);
-    return range.getBoundingClientRect().width > node.clientWidth;
-  }
-  const style = getComputedStyle(node);
-  const inline = style.display === "inline";
-  const wide = !inline && style.textOverflow !== "ellipsis" && node.scrollWidth > node.clientWidth + 1;
-  const tall = !inline && style.webkitLineClamp === "none" && node.scrollHeight > node.clientHeight + 2;
-  return wide || tall;
-}).map((node) => `${node.className}: ${node.textContent}`)"""
-
-# The contrast of every visible text against what lies behind it, as WCAG 2 counts it.
-CONTRASTS = """() => {
-  const context = Object.assign(document.createElement("canvas"), { width: 1, height: 1 }).getContext("2d",
-    { willReadFrequently: true });
-  const over = (colours) => {
-    context.clearRect(0, 0, 1, 1);
-    for (const colour of colours) { context.fillStyle = colour; context.fillRect(0, 0, 1, 1); }
-    return [...context.getImageData(0, 0, 1, 1).data].slice(0, 3);
-  };
-  const luminance = (rgb) => rgb.map((v) => v / 255)
-    .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
-    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-  const found = [];
-  for (const node of document.querySelectorAll(".mlxnb-stepper *")) {
-    const own = [...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim());
-    if (!own || !node.getClientRects().length) continue;
-    const behind = [];
-    for (let each = node; each; each = each.parentElement) behind.unshift(getComputedStyle(each).backgroundColor);
-    const [a, b] = [over(behind), over([...behind, getComputedStyle(node).color])].map(luminance);
-    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-    found.push([Math.round(ratio * 100) / 100, `${node.className}: ${node.textContent}`]);
-  }
-  return found;
-}"""
-
-
-@pytest.fixture
-def shoot(page, tmp_path):
-    """``shoot("name")`` keeps a picture for human eyes, in $MLX_NB_SCREENSHOTS or a temporary folder."""
-    folder = Path(os.environ.get("MLX_NB_SCREENSHOTS") or tmp_path)
-    folder.mkdir(parents=True, exist_ok=True)
-    return lambda name: page.screenshot(path=folder / f"stepper-{name}.png", full_page=True)
-
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("name", NAMES)
-def test_every_text_has_contrast_in_both_themes(open_view, jupyterlab, shoot, name, theme):
+def test_every_text_has_contrast_in_both_themes(looks, open_view, jupyterlab, shoot, name, theme):
     view = open_view(name)
     jupyterlab(theme)
     view.page.evaluate("document.querySelectorAll('details').forEach((node) => (node.open = true))")
     view.page.wait_for_timeout(100)
-    shoot(f"{name}-{theme}")
+    shoot(f"stepper-{name}-{theme}")
 
-    measured = view.page.evaluate(CONTRASTS)
+    measured = view.page.evaluate(looks.CONTRASTS)
 
     assert len(measured) > 30
     assert [text for ratio, text in measured if ratio < 4.5] == []
 
 
-def test_faint_text_would_be_noticed(open_view, jupyterlab):
+def test_faint_text_would_be_noticed(looks, open_view, jupyterlab):
     view = open_view("mid_prefill")
     jupyterlab("light")
-    view.page.evaluate("document.querySelector('.ms-note').style.color = '#999'")
+    view.page.evaluate("document.querySelector('.mv-note').style.color = '#999'")
 
-    assert [text for ratio, text in view.page.evaluate(CONTRASTS) if ratio < 4.5] == [
-        "ms-note: rank 1 · Attention › RoPE · queries before rotation"
+    assert [text for ratio, text in view.page.evaluate(looks.CONTRASTS) if ratio < 4.5] == [
+        "mv-note: rank 1 · Attention › RoPE · queries before rotation"
     ]
 
 
 @pytest.mark.parametrize("width", [700, 480])
 @pytest.mark.parametrize("name", NAMES)
-def test_nothing_overflows_a_narrow_place(open_view, shoot, name, width):
+def test_nothing_overflows_a_narrow_place(looks, open_view, shoot, name, width):
     view = open_view(name)
     view.page.set_viewport_size({"width": width, "height": 900})
     view.page.evaluate("document.querySelectorAll('details').forEach((node) => (node.open = true))")
     view.page.wait_for_timeout(50)
-    shoot(f"{name}-{width}")
+    shoot(f"stepper-{name}-{width}")
 
-    assert view.page.evaluate(OVERFLOWING) == []
-    assert view.page.evaluate(CLIPPED) == []
+    assert view.page.evaluate(looks.OVERFLOWING) == []
+    assert view.page.evaluate(looks.CLIPPED) == []
 
 
-def test_an_overflow_would_be_noticed(open_view):
+def test_an_overflow_would_be_noticed(looks, open_view):
     view = open_view("mid_prefill")
     view.page.set_viewport_size({"width": 700, "height": 900})
-    view.page.evaluate("document.querySelector('.ms-sentence').style.width = '900px'")
+    view.page.evaluate("document.querySelector('.mv-sentence').style.width = '900px'")
 
-    assert view.page.evaluate(OVERFLOWING) != []
+    assert view.page.evaluate(looks.OVERFLOWING) != []
 
 
 def colours(view) -> tuple[str, str]:

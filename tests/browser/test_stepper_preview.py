@@ -66,7 +66,7 @@ def test_nan_and_infinities_are_hatched_each_in_its_way_and_named(open_view):
         (0, 0, 0, 255),
         (255, 225, 77, 255),
     }
-    legend = view.root.locator(".ms-legend").inner_text()
+    legend = view.root.locator(".mv-legend").inner_text()
     assert legend.split()[-3:] == ["−Inf", "+Inf", "NaN"]
 
 

@@ -14,8 +14,9 @@ from mlx_nb.shared.preview import colour_indices, make_preview, pack_preview
 from mlx_nb.shared.view_state import StepperState, empty_state
 from mlx_nb.widgets.markup import tag
 from mlx_nb.widgets.png import preview_png, strip_png
-from mlx_nb.widgets.stepper import STRIDES, WIDGET_MIME, StepperView
+from mlx_nb.widgets.stepper import STRIDES, StepperView
 from mlx_nb.widgets.stepper_static import stepper_html, stepper_text
+from mlx_nb.widgets.view import WIDGET_MIME
 
 
 def state(**changes) -> StepperState:

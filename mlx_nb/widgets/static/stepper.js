@@ -4,7 +4,6 @@
  *   to Python:    {kind: "stride", stride, id}   {kind: "interrupt"}
  *   from Python:  {kind: "answered", id}         and the traits state, preview, busy, can_interrupt
  *
- * One self-contained module: the page loads it from a Blob, where an import of a neighbour would not resolve.
  * mlx_nb/widgets/stepper_static.py draws the same screen without a script; a test compares the two.
  *
  * @typedef {{id: number, text: string, template: boolean, in_pass: boolean, generated: boolean, more?: number}} Token
@@ -22,9 +21,9 @@
  *            modules: {path: string, class_name: string, depth: number, state: string}[],
  *            kv: {rank: number, layers: string, class_name: string, offset: string, state: string}[],
  *            text: string, error: string}} State
- * @typedef {{get(name: string): any, send(content: object): void,
- *            on(event: string, callback: Function): void, off(event: string, callback: Function): void}} Model
  */
+
+import { h, ZERO, RESERVED, strength, colour } from "./view.js";
 
 /** The strides: name, label, key, tooltip; in groups as pdb's users know them. */
 const STRIDES = [
@@ -54,26 +53,6 @@ const BUSY_LOOKS_AFTER_MS = 250;
 const NO_ANSWER_AFTER_S = 10;
 
 const TOKENS_PER_CLICK = 500;
-
-// ---------------------------------------------------------------------------------------------------- elements
-
-/**
- * An element from ``tag.class.class``. Strings become text nodes, never markup.
- * @param {string} selector
- * @param {Object<string, any>} [attributes] null, undefined and false are left out
- * @param {...(Node|string|null)} children
- * @returns {HTMLElement}
- */
-function h(selector, attributes = {}, ...children) {
-  const [tag, ...classes] = selector.split(".");
-  const node = document.createElement(tag);
-  node.className = classes.join(" ");
-  for (const [name, value] of Object.entries(attributes)) {
-    if (value != null && value !== false) node.setAttribute(name, String(value));
-  }
-  node.append(...children.filter((child) => child !== null));
-  return node;
-}
 
 // ------------------------------------------------------------------------------------------------------ tokens
 
@@ -115,7 +94,7 @@ function tokenChip(token, index) {
  * @param {AbortSignal} signal
  */
 function tokenStrip(signal) {
-  const node = h("div.ms-row.ms-tokens.ms-mono", { role: "group", "aria-label": "Tokens" });
+  const node = h("div.mv-row.ms-tokens.mv-mono", { role: "group", "aria-label": "Tokens" });
   /** @type {Map<number, number>} */
   const opened = new Map();
   /** @type {State} */
@@ -255,7 +234,7 @@ function laneRow(lane) {
 /** @param {Wire} wire @param {Lane} from @param {Lane} to */
 function wireRow(wire, from, to) {
   const label = `From rank ${wire.source} to rank ${wire.source + 1}: ${wire.text || "nothing yet"}`;
-  const track = h("div.ms-track", {}, h("i.ms-arrow", {}, "↓"), wire.text ? h("span.ms-load.ms-mono", {}, wire.text) : null);
+  const track = h("div.ms-track", {}, h("i.ms-arrow", {}, "↓"), wire.text ? h("span.ms-load.mv-mono", {}, wire.text) : null);
   for (const [name, lane] of /** @type {[string, Lane][]} */ ([["--ms-from", from], ["--ms-to", to]])) {
     track.style.setProperty(name, String(group(lane.layers).length || 1));
   }
@@ -298,52 +277,38 @@ function valuePane(state) {
   const alarm = (/** @type {{name: string, value: string}} */ cell) =>
     /^(nan|inf)$/i.test(cell.name) ? cell.value !== "0" : /nan|inf/i.test(cell.value);
   const numbers = h(
-    "table.ms-numbers",
+    "table.mv-numbers",
     {},
     h("thead", {}, h("tr", {}, ...state.numbers.map((cell) => h("th", { scope: "col", title: NUMBER_WORDS[cell.name] || "" }, cell.name)))),
     h("tbody", {}, h("tr", {}, ...state.numbers.map((cell) => h(alarm(cell) ? "td.alarm" : "td", {}, cell.value)))),
   );
   return [
-    h("div.ms-site.ms-mono", { role: "heading", "aria-level": 3 }, state.site, h("span", {}, state.suffix)),
-    state.site_note ? h("div.ms-note", {}, state.site_note) : null,
-    rows.length ? h("table.ms-arguments.ms-mono", {}, h("tbody", {}, ...rows)) : null,
+    h("div.mv-site.mv-mono", { role: "heading", "aria-level": 3 }, state.site, h("span", {}, state.suffix)),
+    state.site_note ? h("div.mv-note", {}, state.site_note) : null,
+    rows.length ? h("table.ms-arguments.mv-mono", {}, h("tbody", {}, ...rows)) : null,
     state.numbers.length ? numbers : null,
   ];
 }
 
 /** @param {Source|null} source */
 function codePane(source) {
-  if (!source) return [h("div.ms-note", {}, "No line of the model's own code here.")];
+  if (!source) return [h("div.mv-note", {}, "No line of the model's own code here.")];
   const indent = Math.min(...source.lines.filter((line) => line.text.trim()).map((line) => line.text.search(/\S/)));
   const lines = source.lines.map((line) =>
     h(line.current ? "span.ms-line.current" : "span.ms-line", { "aria-current": line.current && "location" },
       h("span.ms-number", {}, String(line.number)), " ", h("span.ms-code", {}, line.text.slice(indent)), "\n"));
   const crumbs = source.breadcrumb.flatMap((name, i) => (i ? [" › ", h("span", {}, name)] : [h("span", {}, name)]));
   return [
-    h("div.ms-title", { role: "heading", "aria-level": 3 }, source.title, " ", h("span", {}, source.file)),
-    h("div.ms-crumbs.ms-mono", {}, ...crumbs),
-    h("pre.ms-source.ms-mono", { role: "group", "aria-label": `Source lines of ${source.title}`, tabindex: 0 },
+    h("div.mv-title", { role: "heading", "aria-level": 3 }, source.title, " ", h("span", {}, source.file)),
+    h("div.ms-crumbs.mv-mono", {}, ...crumbs),
+    h("pre.ms-source.mv-mono", { role: "group", "aria-label": `Source lines of ${source.title}`, tabindex: 0 },
       h("code", {}, ...lines)),
   ];
 }
 
 // ----------------------------------------------------------------------------------------------------- preview
 
-const ZERO = 126;
-/**
- * The three reserved indices: their letters, and where their hatch lines run (0 is on a line).
- * @type {Record<number, {name: string, mark: string, hatch: (x: number, y: number) => number}>}
- */
-const RESERVED = {
-  253: { name: "−Inf", mark: "−∞", hatch: (x, y) => (x - y) & 3 },
-  254: { name: "+Inf", mark: "+∞", hatch: (x, y) => (x + y) & 3 },
-  255: { name: "NaN", mark: "N", hatch: (x, y) => (x & 3) && (y & 3) },
-};
-
 /** @typedef {{width: number, height: number, cells: Uint8Array}} Preview */
-
-/** How much a cell matters where two share a pixel: NaN, Inf, then magnitude. */
-const strength = (/** @type {number} */ index) => (index > 252 ? index : Math.abs(index - ZERO));
 
 /**
  * Draw the packed preview, one device pixel at a time. Where there are fewer pixels than cells the
@@ -399,21 +364,10 @@ function label(context, { width, height, cells }) {
   });
 }
 
-/**
- * Blue over nothing to orange, told apart by readers with any colour vision; the background shows through,
- * so that the same picture suits light and dark. Reserved indices are black lines on yellow.
- * @param {number} index @param {number} x @param {number} y @returns {[number, number, number, number]}
- */
-function colour(index, x, y) {
-  if (index in RESERVED) return RESERVED[index].hatch(x, y) ? [255, 225, 77, 255] : [0, 0, 0, 255];
-  const alpha = Math.round((255 * Math.abs(index - ZERO)) / ZERO);
-  return index < ZERO ? [31, 95, 208, alpha] : [217, 72, 15, alpha];
-}
-
 /** The picture with its legend. It is redrawn when its size changes. */
 function previewFigure() {
   const canvas = /** @type {HTMLCanvasElement} */ (h("canvas.ms-canvas", { role: "img" }));
-  const legend = h("figcaption.ms-legend");
+  const legend = h("figcaption.mv-legend");
   const node = h("figure.ms-preview", {}, canvas, legend);
   /** @type {Preview|null} */
   let preview = null;
@@ -430,12 +384,12 @@ function previewFigure() {
     canvas.setAttribute("aria-label", state.preview_label || "Preview of the value");
     canvas.style.height = `${previewHeight(height)}px`;
     const found = Object.keys(RESERVED).map(Number).filter((index) => preview?.cells.includes(index));
-    const scale = [h("span", {}, `−${state.preview_limit}`), " ", h("i.ms-scale"), " ", h("span", {}, `+${state.preview_limit}`)];
+    const scale = [h("span", {}, `−${state.preview_limit}`), " ", h("i.mv-scale"), " ", h("span", {}, `+${state.preview_limit}`)];
     legend.replaceChildren(
       ...(state.preview_limit ? scale : []),
-      ...(state.preview_note ? [" ", h("span.ms-clipped", {}, state.preview_note)] : []),
+      ...(state.preview_note ? [" ", h("span.mv-clipped", {}, state.preview_note)] : []),
       ...found.flatMap((index) =>
-        [" ", h("span.ms-key", {}, h(`i.ms-hatch.h${index}`), " ", h("span", {}, RESERVED[index].name))]),
+        [" ", h("span.mv-key", {}, h(`i.mv-hatch.h${index}`), " ", h("span", {}, RESERVED[index].name))]),
     );
     repaint();
   }
@@ -456,7 +410,7 @@ function moduleTable(state) {
     const mark = h("td", { title: row.state }, MARKS[row.state] || "·");
     return h(`tr.${row.state}`, {}, mark, h("td", {}, "\u00a0\u00a0".repeat(row.depth) + row.path), h("td", {}, row.class_name));
   });
-  return h("table.ms-modules.ms-mono", {}, h("tbody", {}, ...rows));
+  return h("table.ms-modules.mv-mono", {}, h("tbody", {}, ...rows));
 }
 
 /** @param {State} state */
@@ -464,13 +418,13 @@ function kvTable(state) {
   const heads = ["rank", "layers", "class", "offset", "state"].map((name) => h("th", { scope: "col" }, name));
   const rows = state.kv.map((row) =>
     h("tr", {}, ...[row.rank, row.layers, row.class_name, row.offset, row.state].map((cell) => h("td", {}, String(cell)))));
-  return h("table.ms-kv.ms-mono", {}, h("thead", {}, h("tr", {}, ...heads)), h("tbody", {}, ...rows));
+  return h("table.ms-kv.mv-mono", {}, h("thead", {}, h("tr", {}, ...heads)), h("tbody", {}, ...rows));
 }
 
 /** @param {string} title @param {(state: State) => HTMLElement} table @param {"modules"|"kv"} key */
 function folded(title, table, key) {
-  const body = h("div.ms-fold-body");
-  const node = h("details.ms-fold", {}, h("summary", {}, title), body);
+  const body = h("div.mv-fold-body");
+  const node = h("details.mv-fold", {}, h("summary", {}, title), body);
   return {
     node,
     /** @param {State} state */
@@ -503,32 +457,32 @@ function render({ model, el }) {
   const buttons = new Map();
   /** @param {string} name @param {HTMLElement} node */
   const button = (name, node) => (buttons.set(name, node), node);
-  const strides = STRIDES.map((set) => h("span.ms-set", {}, ...set.map(([name, text, key, title]) =>
-    button(name, h(`button.ms-button`, { type: "button", title, "aria-keyshortcuts": key }, text, " ", h("kbd", { "aria-hidden": true }, key))))));
-  const stop = button("interrupt", h("button.ms-button.ms-stop",
+  const strides = STRIDES.map((set) => h("span.mv-set", {}, ...set.map(([name, text, key, title]) =>
+    button(name, h(`button.mv-button`, { type: "button", title, "aria-keyshortcuts": key }, text, " ", h("kbd", { "aria-hidden": true }, key))))));
+  const stop = button("interrupt", h("button.mv-button.mv-stop",
     { type: "button", title: "Stop the stride that is under way", "aria-keyshortcuts": STOP_KEY, hidden: true },
     "Stop ", h("kbd", { "aria-hidden": true }, STOP_KEY)));
   strides[strides.length - 1].append(stop);
-  const endings = h("span.ms-set", {}, ...ENDINGS.map(([name, text, label, title]) =>
-    button(name, h("button.ms-button.ms-icon", { type: "button", title: `${label}: ${title}`, "aria-label": label }, text))));
-  const bar = h("div.ms-buttons", { role: "toolbar", "aria-label": "Strides" }, ...strides, endings);
+  const endings = h("span.mv-set", {}, ...ENDINGS.map(([name, text, label, title]) =>
+    button(name, h("button.mv-button.mv-icon", { type: "button", title: `${label}: ${title}`, "aria-label": label }, text))));
+  const bar = h("div.mv-buttons", { role: "toolbar", "aria-label": "Strides" }, ...strides, endings);
 
-  const name = h("b.ms-model");
-  const where = h("span.ms-where");
-  const pill = h("span.ms-pill");
-  const prompt = h("div.ms-prompt");
-  const header = h("div.ms-header", {}, h("div.ms-what", {}, h("div.ms-top", {}, name, " ", where, " ", pill), prompt), bar);
+  const name = h("b.mv-model");
+  const where = h("span.mv-where");
+  const pill = h("span.mv-pill");
+  const prompt = h("div.mv-prompt");
+  const header = h("div.mv-header", {}, h("div.mv-what", {}, h("div.mv-top", {}, name, " ", where, " ", pill), prompt), bar);
   const tokens = tokenStrip(signal);
-  const lanes = h("div.ms-row.ms-lanes", { role: "list", "aria-label": "Ranks" });
+  const lanes = h("div.mv-row.ms-lanes", { role: "list", "aria-label": "Ranks" });
   const value = h("div.ms-value");
   const preview = previewFigure();
   const code = h("div.ms-pane.ms-right");
   const panes = h("div.ms-panes", {}, h("div.ms-pane", {}, value, preview.node), code);
-  const sentence = h("div.ms-sentence", { role: "status", "aria-live": "polite" });
+  const sentence = h("div.mv-sentence", { role: "status", "aria-live": "polite" });
   const details = [folded("Module tree", moduleTable, "modules"), folded("KV cache", kvTable, "kv")];
-  const foot = h("div.ms-folds", {}, ...details.map((part) => part.node));
-  const error = h("div.ms-error.ms-mono", { role: "alert", hidden: true });
-  const root = h("div.mlxnb-stepper", { role: "group", tabindex: 0, "aria-label": "Stepper" },
+  const foot = h("div.mv-folds", {}, ...details.map((part) => part.node));
+  const error = h("div.mv-error.mv-mono", { role: "alert", hidden: true });
+  const root = h("div.mlxnb-view.mlxnb-stepper", { role: "group", tabindex: 0, "aria-label": "Stepper" },
     header, tokens.node, lanes, panes, sentence, foot, error);
 
   // -- from Python
@@ -589,7 +543,7 @@ function render({ model, el }) {
     const looks = waited >= BUSY_LOOKS_AFTER_MS;
     const status = model.get("state")?.status || "ready";
     const text = looks ? (waited < 1000 ? "running" : `running ${Math.floor(waited / 1000)} s`) : status;
-    pill.className = `ms-pill ${looks ? "running" : status}`;
+    pill.className = `mv-pill ${looks ? "running" : status}`;
     if (pill.textContent !== text) pill.textContent = text;
     root.classList.toggle("busy", looks);
     drawPlace(looks);
