@@ -239,7 +239,7 @@ class GoingBack(Looking):
 
     def _twin(self) -> Self:
         """Another debugger of the same run, with a generation of its own."""
-        generation = Generation(list(self.gen.prompt_ids))
+        generation = Generation(list(self.gen.prompt_ids), reused=self.gen.reused)
         return type(self)(self.pipe, self._request, generation, self.prompt, begin=False)  # type: ignore[call-arg]
 
     # What the other half does -----------------------------------------------------------------------

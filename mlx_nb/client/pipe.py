@@ -311,7 +311,7 @@ class Pipe:
 
     def begin(self, prompt: Prompt, **options: Any) -> "FreeRun | BreakingRun":
         """Start a free run; its `pieces` follow it. Arguments and errors as `generate`."""
-        return self.begin_request(self._request_with(prompt, options), prompt)
+        return self.begin_request(self.request_with(prompt, options), prompt)
 
     def begin_request(self, request: RunRequest, prompt: Prompt) -> "FreeRun | BreakingRun":
         """Start a free run that has been put together already."""
@@ -343,7 +343,7 @@ class Pipe:
         Several runs take turns, in the order of their start. A `generate` or a stepper meanwhile goes first: the
         run in the background stands still for so long, and then goes on by itself. Breakpoints do not stop it.
         """
-        request = self._request_with(prompt, options)
+        request = self.request_with(prompt, options)
         self.last = Generation(list(request.tokens), reused=request.reused)
         run = BackgroundRun(self, request, self.last)
         self._runs = [*(one for one in self._runs if not one.done), run]
@@ -394,10 +394,10 @@ class Pipe:
             trace=self.tracing.wish(ids) if self.tracing is not None else None,
         )
 
-    def _request_with(self, prompt: Prompt, options: dict[str, Any]) -> RunRequest:
+    def request_with(self, prompt: Prompt, options: dict[str, Any], kind: str = "generate") -> RunRequest:
         """A run out of keyword arguments, which may go on with a prompt cache."""
         source = options.pop("prompt_cache", None)
-        request = self.request(prompt, read_options(options))
+        request = self.request(prompt, read_options(options), kind)
         return prompt_cache.after(self, request, source) if source is not None else request
 
     def save_prompt_cache(self, path: "str | os.PathLike[str]") -> Path:
@@ -448,19 +448,20 @@ class Pipe:
     def debug(self, prompt: Prompt, **options: Any) -> "Debugger":
         """Stand before the embedding of a prompt's first pass. A second one closes the first, with a note.
 
+        After a ``prompt_cache`` that is the first pass behind what it holds; `restart` feeds all of it anew.
+
         Raises:
             MlxNbError: The prompt or an option is wrong.
         """
         from mlx_nb.client.debugger import Debugger  # it imports this module
 
-        checked = read_options(options)
-        request = self.request(prompt, checked)
         open_one = current.dbg
+        request = self.request_with(prompt, options)
         note = ""
         if open_one is not None and not open_one.closed:
             note = f"The stepper that stood at {open_one.position.where} was closed."
             open_one.close()
-        self.last = Generation(list(request.tokens))
+        self.last = Generation(list(request.tokens), reused=request.reused)
         debugger = Debugger(self, request, self.last, prompt, note=note)
         current.dbg = debugger
         return debugger

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlx_nb.client.capture import Wanted
-from mlx_nb.client.processors import read_options
 from mlx_nb.client.trace import Trace, TraceInfo
 from mlx_nb.shared.capture import SiteRecord, TraceWish
 from mlx_nb.shared.errors import OptionError
@@ -115,9 +114,9 @@ class LiveTrace(Trace):
         """Feed a prompt and record it; tokens are generated as `Pipe.generate` does. Raises as that."""
         if isinstance(max_tokens, bool) or not hasattr(max_tokens, "__index__") or max_tokens < 0:
             raise OptionError(f"max_tokens is 0 or more, not {max_tokens!r}.", "Type: max_tokens=16")
-        checked = read_options({**options, "max_tokens": max(1, max_tokens)})
+        wishes = {**options, "max_tokens": max(1, max_tokens)}
         with self:
-            request = self._pipe.request(prompt, checked, kind="generate" if max_tokens else "prefill")
+            request = self._pipe.request_with(prompt, wishes, "generate" if max_tokens else "prefill")
             run = self._pipe.begin_request(request, prompt)
             self.gen = run.generation
             for _ in run.pieces():

@@ -136,6 +136,11 @@ def trimmed(
     start, prompt = fed - count, len(run.request.tokens)
     if start < 0:
         raise OptionError(f"{fed} tokens have been fed, not {count}.", f"Type: dbg.trim({fed})")
+    if start < run.request.reused:
+        most = fed - run.request.reused
+        raise OptionError(
+            f"{most} tokens have been fed after the prompt cache, not {count}.", f"Type: dbg.trim({most})"
+        )
     kv = restore(newest, run.kv)
     for entry in kv:
         if not entry.is_trimmable():

@@ -449,9 +449,12 @@ class Run:
     def kv_offsets(self) -> tuple[KVOffset, ...]:
         """The KV cache of each owned layer, as it stands now."""
         rows = []
+        # Before a layer is called for the first time, what the rehearsed pass handed to it.
+        readers = self.stage.cuts.rehearsal.readers
         for layer in self.stage.shard.layers:
             same_length = len(self.kv) == self.stage.shard.num_layers
-            for place in self.layer_places.get(layer, [layer] if same_length else []):
+            likely = [layer] if same_length else [at for at in sorted(readers) if layer in readers[at]]
+            for place in self.layer_places.get(layer, likely):
                 entry = self.kv[place]
                 offset = offset_of(entry)
                 stop = self.current.stop if self.current else 0

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mlx_nb.client.cluster import Cluster
+from mlx_nb.client.current import current
 from mlx_nb.client.pipe import Pipe
 from mlx_nb.shared.errors import OptionError, PromptCacheError
 from tests.cluster import mlx_lm_caches
@@ -52,6 +53,47 @@ def test_any_split_and_mlx_lm_go_on_alike(
         assert three.generate(THEN, max_tokens=COUNT).token_ids != whole.token_ids
     with loaded(cluster3, tiny_folders / kind, ranks=1) as one:
         assert one.generate(THEN, max_tokens=COUNT, prompt_cache=ours).token_ids == whole.token_ids
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "rwkv7"])
+def test_every_way_to_run_goes_on_with_it(
+    cluster3: Cluster, tiny_folders: Path, tmp_path: Path, kind: str
+) -> None:
+    with loaded(cluster3, tiny_folders / kind, split=SPLITS[kind]) as pipe:
+        wanted = pipe.generate([*IDS, *THEN], max_tokens=COUNT).token_ids
+        pipe.generate(IDS, max_tokens=1)
+        file = pipe.save_prompt_cache(tmp_path / "cache")
+        assert pipe.generate(THEN, max_tokens=COUNT).token_ids != wanted  # the control
+
+        wishes = {"max_tokens": COUNT, "prompt_cache": file}
+        assert [piece.token for piece in pipe.stream(THEN, **wishes)] == wanted
+        assert pipe.start(THEN, **wishes).wait(60).token_ids == wanted
+        assert pipe.trace(THEN, sites="layers.1.output", **wishes).gen.token_ids == wanted
+        with pipe.debug(THEN, prefill_step_size=4, **wishes) as dbg:
+            first = dbg.position
+            assert (first.start, dbg.gen.reused) == (len(IDS), len(IDS))
+            here = dbg.until("layers.4.output")
+            dbg.token(3)
+            if kind == "qwen3":
+                with pytest.raises(OptionError, match="tokens have been fed after the prompt cache"):
+                    dbg.trim(dbg.position.start)
+            for place in (here, first):
+                dbg.back(place)
+                assert dbg.position.where == place.where
+                dbg.run()
+                assert dbg.gen.token_ids == wanted
+            dbg.restart()
+            dbg.run()
+            assert dbg.gen.token_ids == wanted
+        cache = pipe.load_prompt_cache(file)
+        pipe.break_at("layers.4.output", token=len(IDS) + len(THEN), once=True)
+        assert pipe.generate(THEN, max_tokens=COUNT, prompt_cache=cache).state == "stopped"
+        current.dbg.run()  # type: ignore[union-attr]
+        assert pipe.last.token_ids == wanted
+        assert len(cache) == len(IDS) + len(THEN) + COUNT - 1
+        with pipe.debug([5, 6], max_tokens=3, prompt_cache=cache) as dbg:
+            dbg.run()
+        assert len(cache) == len(IDS) + len(THEN) + COUNT - 1 + 2 + 2
 
 
 def test_text_after_a_prompt_cache_and_trim(pipe2: Pipe, tmp_path: Path) -> None:

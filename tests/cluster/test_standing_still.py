@@ -3,8 +3,10 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 from mlx_nb.client.cluster import Cluster
@@ -67,6 +69,30 @@ def test_the_kv_caches_shown_are_those_of_the_run_that_stands(pipe: Pipe) -> Non
         with pytest.raises(RunError, match="Finish it first"):
             kv.trim(1)
     assert "last run" in str(pipe.kv_cache())
+
+
+def test_while_a_pass_stands_every_rank_answers_at_once_and_uses_no_cpu(pipe: Pipe) -> None:
+    processes = [psutil.Process(info.pid) for info in pipe.cluster.ranks]
+
+    def used_s() -> list[float]:
+        return [sum(one.cpu_times()[:2]) for one in processes]
+
+    with pipe.debug(QUESTION, max_tokens=4) as dbg:
+        dbg.until("layers.20.mlp.output", token=37)  # on rank 1: rank 0 waits for the token
+        began = used_s()
+        time.sleep(3.0)
+        idle = [after - before for before, after in zip(began, used_s(), strict=True)]
+        assert max(idle) < 0.3  # a wait that polls without sleeping would use 3 s
+        for rank in (0, 1):
+            asked = time.monotonic()
+            assert dbg.p("1 + 1", rank=rank).text == "2"
+            pipe.kv_cache()
+            assert time.monotonic() - asked < 1.0
+    # The control: a pass under way is seen in the same numbers.
+    began, since = used_s(), time.monotonic()
+    pipe.generate(STORY, max_tokens=40)
+    share = [(after - b) / (time.monotonic() - since) for b, after in zip(began, used_s(), strict=True)]
+    assert min(share) > 0.2
 
 
 def test_an_expression_sees_what_the_stop_shows_and_the_frames_own_names_first(pipe: Pipe) -> None:

@@ -13,8 +13,8 @@ from tests.engine.loopback_pipe import LoopbackPipe
 
 Tiny = Callable[..., Path]
 
-KINDS = ["llama", "qwen3_moe", "gemma3", "mamba2", "rwkv7", "deepseek_v3"]
-SPLITS = {"gemma3": [4, 3]}
+KINDS = ["llama", "qwen3_moe", "gemma3", "gemma4_text", "mamba2", "rwkv7", "deepseek_v3"]
+SPLITS = {"gemma3": [4, 3], "gemma4_text": [4, 3]}
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from tests.engine.loopback_pipe import LoopbackPipe
 
 Tiny = Callable[..., Path]
 
-SPLITS = {"gemma3": [4, 3]}
+SPLITS = {"gemma3": [4, 3], "gemma4_text": [4, 3]}
 # Models of every KV cache class: appended, rotating, quantised, states, trees of them, latents.
-KINDS = ["llama", "qwen3_moe", "gemma3", "mamba2", "rwkv7", "deepseek_v3"]
+KINDS = ["llama", "qwen3_moe", "gemma3", "gemma4_text", "mamba2", "rwkv7", "deepseek_v3"]
 STRIDES = ["into", "over", "out", "layer", "rank", "token"]
 
 
