@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mlx_nb.client.cluster import Cluster
     from mlx_nb.client.current import current
-    from mlx_nb.client.diffing import reference
     from mlx_nb.client.doctor import doctor
     from mlx_nb.client.planning import plan, sites
+    from mlx_nb.client.reference import reference
     from mlx_nb.client.trace_file import open_trace
     from mlx_nb.shared.errors import MlxNbError, RunFinished
     from mlx_nb.shared.faults import faults
@@ -37,7 +37,7 @@ _HOME = {
     "faults": "mlx_nb.shared.faults",
     "open_trace": "mlx_nb.client.trace_file",
     "plan": "mlx_nb.client.planning",
-    "reference": "mlx_nb.client.diffing",
+    "reference": "mlx_nb.client.reference",
     "sites": "mlx_nb.client.planning",
     "MlxNbError": "mlx_nb.shared.errors",
     "RunFinished": "mlx_nb.shared.errors",

@@ -1,6 +1,7 @@
 """Traces: what runs were at some sites, recorded while they went on; the values stay where they are until asked for."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,6 +138,14 @@ class Trace:
         for record in self.records():
             if record.run == runs[-1]:
                 yield Capture(self._source, [record], self.info.layer_paths, stacked=False)
+
+    def joinable(self) -> Iterator[Capture]:
+        """The same, without those whose passes cannot be joined along their tokens."""
+        runs = self.runs
+        for record in self.records():
+            if record.run == runs[-1] and record.passes[0].shape:
+                with suppress(OptionError):
+                    yield Capture(self._source, [record], self.info.layer_paths, stacked=False)
 
     def __len__(self) -> int:
         """How many sites the last run has."""

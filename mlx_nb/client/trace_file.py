@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,9 @@ from mlx_nb.shared.capture import (
 )
 from mlx_nb.shared.errors import TraceError
 from mlx_nb.shared.position import Summary
+from mlx_nb.shared.trace_format import FORMAT, KEY, header_text, tensor_name
 
 AT_ONCE_BYTES = 16 * 1024 * 1024
-FORMAT = "mlx_nb trace 1"
 _FIX = "Type: mlx_nb.open_trace(path) with a file that trace.save(path) has written"
 
 _TO_FILE = {
@@ -79,13 +78,6 @@ class FileSource:
         return np.memmap(self.path, dtype, "r", offset, one.shape or (1,)).reshape(one.shape)
 
 
-def tensor_name(record: SiteRecord, one: PassRecord) -> str:
-    """A pass's tensor in the file: ``model.layers.3.output@0``, with its run where there are several."""
-    run = f"run{record.run}/" if record.run else ""
-    rank = f"/rank{record.rank}" if "." not in record.site else ""
-    return f"{run}{record.label}{rank}@{one.start}"
-
-
 def write_trace(trace: Trace, path: Path) -> Path:
     """Write a trace; raises as `Trace.save`. The file appears whole, or not at all."""
     records = trace.records()
@@ -95,8 +87,7 @@ def write_trace(trace: Trace, path: Path) -> Path:
     path = path.expanduser()
     path = path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
     info = {name: getattr(trace.info, name) for name in TraceInfo.__dataclass_fields__}
-    told = {"format": FORMAT, "info": info, "records": [asdict(record) for record in records]}
-    header: dict[str, Any] = {"__metadata__": {"format": "mlx", "mlx_nb_trace": json.dumps(told)}}
+    header: dict[str, Any] = {"__metadata__": {"format": "mlx", KEY: header_text(info, records)}}
     end = 0
     # The format wants every tensor at a place that its dtype divides: wide ones come first.
     held.sort(key=lambda found: -itemsize_of(found[0].dtype))
@@ -147,7 +138,7 @@ def open_trace(path: "str | os.PathLike[str]") -> Trace:
         raise TraceError(f"{file} cannot be read: {error.strerror}.", _FIX) from error
     except ValueError as error:
         raise TraceError(f"{file} is no safetensors file, or is damaged.", _FIX) from error
-    told = header.get("__metadata__", {}).get("mlx_nb_trace") if isinstance(header, dict) else None
+    told = header.get("__metadata__", {}).get(KEY) if isinstance(header, dict) else None
     if told is None:
         raise TraceError(f"{file} is a safetensors file, but no trace.", _FIX)
     try:

@@ -62,8 +62,8 @@ class RankSource:
 class LiveTrace(Trace):
     """A trace whose values are on the ranks: ``with pipe.trace(sites=…) as trace: …`` records the runs inside."""
 
-    def __init__(self, pipe: "Pipe", sites: Sites, budget_bytes: int) -> None:
-        """Of nothing yet. Raises as `Pipe.trace`."""
+    def __init__(self, pipe: "Pipe", sites: Sites, budget_bytes: int, given: str = "") -> None:
+        """Of nothing yet; `given` names values that the run goes on with. Raises as `Pipe.trace`."""
         wanted = [part.strip() for part in (sites.split(",") if isinstance(sites, str) else sites)]
         wanted = [part for part in wanted if part]
         if not wanted:
@@ -76,7 +76,7 @@ class LiveTrace(Trace):
         modules = first.places
         self._pipe = pipe
         self._patterns = tuple(resolve_site(site, modules, first.layer_paths) for site in wanted)
-        self._budget_bytes = budget_bytes
+        self._budget_bytes, self._given = budget_bytes, given
         self._trace_id = secrets.token_hex(4)
         info = TraceInfo(
             model=pipe.name,
@@ -96,6 +96,7 @@ class LiveTrace(Trace):
             run=len(self.info.prompts) - 1,
             patterns=self._patterns,
             budget_bytes=self._budget_bytes,
+            given=self._given,
         )
 
     def __enter__(self) -> "LiveTrace":

@@ -6,10 +6,11 @@ Every function here is called by name through `engine/calls.py`, on one rank or 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 
 from mlx_nb.engine.captures import Key
-from mlx_nb.engine.pipes import stage_of
+from mlx_nb.engine.pipes import PIPES, stage_of
 from mlx_nb.shared.capture import Index, SiteRecord
 from mlx_nb.shared.position import Summary
 
@@ -36,6 +37,18 @@ def drop_trace(pipe_id: str, trace_id: str) -> None:
     stage_of(pipe_id).captures.forget(trace_id)
 
 
+def give_values(pipe_id: str, name: str, values: Sequence[tuple[str, int, np.ndarray]]) -> None:
+    """Lay values under a name, for a traced run that is to go on with them: site, first token, array."""
+    held = stage_of(pipe_id).captures.given.setdefault(name, {})
+    held.update({(site, start): mx.array(value) for site, start, value in values})
+
+
+def drop_values(pipe_id: str, name: str) -> None:
+    """Forget the values under a name."""
+    if pipe_id in PIPES:
+        PIPES[pipe_id].captures.given.pop(name, None)
+
+
 CALLS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
@@ -43,5 +56,7 @@ CALLS: dict[str, Callable[..., Any]] = {
         capture_slices,
         capture_summaries,
         drop_trace,
+        give_values,
+        drop_values,
     )
 }

@@ -29,12 +29,14 @@ class TraceWish:
         run: The run's number in the trace, from 0; going back in a run keeps it.
         patterns: Globs over sites as `Event.site` spells them.
         budget_bytes: The most that a rank holds, of all traces of its model; the least recently used goes first.
+        given: The name of values that modules are given instead of their own, after these were recorded.
     """
 
     trace_id: str
     run: int
     patterns: tuple[str, ...]
     budget_bytes: int = BUDGET_BYTES
+    given: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

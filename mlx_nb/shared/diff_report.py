@@ -104,6 +104,7 @@ class DiffReport:
         tokens: Tokens that both were fed.
         rows: Every site in both, in the model's order.
         inside: The same inside the first layer that differs.
+        clues: How the first value that differs is wrong.
         notes: What to know besides.
     """
 
@@ -112,6 +113,7 @@ class DiffReport:
     tokens: int
     rows: tuple[DiffRow, ...]
     inside: tuple[DiffRow, ...] = ()
+    clues: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -164,9 +166,10 @@ class DiffReport:
             told.append(
                 f"{name}: {row.site} on rank {row.rank} ({number}; {format_number(row.tolerance)} is let pass)"
             )
-        if hint := hint_at(self.first.site if self.first else ""):
-            told.append(hint)
+        told += self.clues
         if self.first is not None:
+            if hint := hint_at(self.first.site):
+                told.append(hint)
             told.append(
                 f"Look there: pipe.check(), or dbg = pipe.debug(…); dbg.until('{self.first.site.replace('.output', '.input')}')"
             )
@@ -211,7 +214,10 @@ class DiffReport:
         rows = [{**asdict(row), "verdict": row.verdict} for row in self.rows]
         inside = [{**asdict(row), "verdict": row.verdict} for row in self.inside]
         told = {"model": self.model, "other": self.other, "tokens": self.tokens, "ok": self.ok}
-        text = json.dumps({**told, "rows": rows, "inside": inside, "notes": list(self.notes)}, indent=1)
+        text = json.dumps(
+            {**told, "rows": rows, "inside": inside, "clues": list(self.clues), "notes": list(self.notes)},
+            indent=1,
+        )
         return _written(text, path)
 
     def to_markdown(self, path: str | Path | None = None) -> str:

@@ -45,7 +45,7 @@ def test_smollm2_over_ranks_is_what_one_process_computes(which: str, request: py
 @pytest.mark.parametrize(
     ("fault", "layer", "by", "site"),
     [
-        ("mask_off_by_one", 5, 1, "layers.5.self_attn.o_proj.output"),
+        ("mask_off_by_one", 5, 1, "layers.5.self_attn.o_proj.input"),
         ("norm_epsilon", 2, 1, "layers.2.input_layernorm.output"),
         ("kv_offset", 6, -1, "layers.6.self_attn.rope#1.output"),
     ],

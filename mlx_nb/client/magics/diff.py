@@ -6,10 +6,10 @@ from typing import Any
 from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
 from IPython.display import display
 
-from mlx_nb.client.diffing import reference
 from mlx_nb.client.magics.model import prompt_of
 from mlx_nb.client.magics.parsing import Parser, one_line_errors, split_line
 from mlx_nb.client.magics.state import need_pipe, offer
+from mlx_nb.client.reference import reference
 from mlx_nb.client.trace_file import open_trace
 from mlx_nb.shared.errors import OptionError
 
