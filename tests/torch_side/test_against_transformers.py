@@ -8,6 +8,7 @@ import mlx_nb
 from mlx_nb.client.cluster import Cluster
 from mlx_nb.shared.errors import OptionError, WeightsError
 from tests.cluster.conftest import loaded
+from tests.tiny import make_tiny
 from tests.torch_side.architectures import CONFIGS, convert, make
 from tests.torch_side.table import FAULTS, IDS, compare
 
@@ -44,10 +45,13 @@ def test_tensors_that_transformers_would_make_up_are_refused(cluster2: Cluster, 
 
 
 def test_without_torch_the_error_says_what_to_install(
-    cluster2: Cluster, tiny_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster2: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "torch.py").write_text("raise ImportError('not here', name='torch')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     said = r"needs torch, which is not installed.*mlx-nb\[torch\]"
-    with loaded(cluster2, tiny_folders / "llama") as pipe, pytest.raises(OptionError, match=said):
+    with (
+        loaded(cluster2, make_tiny("llama", tmp_path / "llama")) as pipe,
+        pytest.raises(OptionError, match=said),
+    ):
         pipe.diff(mlx_nb.reference(kind="transformers"), IDS)
