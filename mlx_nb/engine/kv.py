@@ -17,6 +17,13 @@ from mlx_nb.shared.request import KEPT_TOKENS, GenerateOptions
 
 KVEntry = Any
 
+# Files of mlx-lm whose rows were seen to be as alone beside longer ones. Others ask for the mask as well and
+# then do not say how far they are (jamba, bailing_moe_linear), or do not use it everywhere (olmo_hybrid).
+_MASK_STATES = {
+    "mamba2", "falcon_h1", "nemotron_h", "qwen3_next", "granitemoehybrid", "lfm2", "lfm2_moe", "kimi_linear",
+    "qwen3_5", "kimi_k3", "bailing_hybrid",
+}  # fmt: skip
+
 
 def make_kv_cache(model: nn.Module, max_kv_size: int | None = None) -> list[KVEntry]:
     """A fresh KV cache for every layer of the whole model, in model order.
@@ -39,18 +46,30 @@ def make_batch_kv_cache(model: nn.Module, padding: list[int]) -> list[KVEntry]:
     Raises:
         OptionError: mlx-lm has no such classes for this model's.
     """
-    return [_for_rows(entry, padding) for entry in make_kv_cache(model)]
+    masks = _masks_states(model)
+    return [_for_rows(entry, padding, masks_states=masks) for entry in make_kv_cache(model)]
 
 
-def _for_rows(entry: KVEntry, padding: list[int]) -> KVEntry:
+def _masks_states(model: nn.Module) -> bool:
+    """Whether a model's code hides padding from its states, as was tried: see `_MASK_STATES`."""
+    calls = [vars(base).get("__call__") for module in model.modules() for base in type(module).__mro__]
+    files = [getattr(call, "__globals__", {}) for call in calls]
+    masking = {str(names["__name__"]).rpartition(".")[2] for names in files if "create_ssm_mask" in names}
+    return bool(masking) and masking <= _MASK_STATES
+
+
+def _for_rows(entry: KVEntry, padding: list[int], *, masks_states: bool) -> KVEntry:
     name = type(entry).__name__
     if hasattr(entry, "caches"):
-        entry.caches = tuple(_for_rows(part, padding) for part in entry.caches)
+        entry.caches = tuple(_for_rows(part, padding, masks_states=masks_states) for part in entry.caches)
         return entry
     if name == "KVCache":
         return mlx_lm_api.batch_kv_cache(padding)
     if name == "RotatingKVCache" and not entry.keep:
         return mlx_lm_api.batch_rotating_kv_cache(entry.max_size, padding)
+    if name == "ArraysCache" and masks_states:
+        entry.left_padding = mx.array(padding)
+        return entry
     why = "its states would take the padding for text" if name == "ArraysCache" else "mlx-lm cannot pad it"
     raise OptionError(
         f"This model cannot run several prompts at once: it keeps an {name}, and {why}.".replace(
@@ -113,7 +132,11 @@ def advance_ghost(entry: KVEntry, batch: int, length: int) -> None:
         mx.eval(state_arrays(entry))
         return
     if not hasattr(entry, "update_and_fetch"):
-        return  # SSM and conv states count no positions
+        # SSM and conv states count no positions, but how much padding is still to come.
+        if getattr(entry, "left_padding", None) is not None:
+            entry.advance(length)
+            mx.eval(entry.left_padding)
+        return
     if type(entry).__name__ == "BatchKVCache":
         entry.offset, entry._idx = entry.offset + length, entry._idx + length
         mx.eval(entry.offset)
