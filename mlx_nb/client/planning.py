@@ -1,5 +1,6 @@
 """Plans and shape tables without a cluster: measured in a short-lived process, since this one never imports MLX."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -9,7 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from mlx_nb.shared import errors
-from mlx_nb.shared.errors import ModelError, OptionError
+from mlx_nb.shared.console_words import in_python
+from mlx_nb.shared.errors import ModelError, OptionError, PlanError
 from mlx_nb.shared.fit import make_plan, split_by_memory
 from mlx_nb.shared.mac_memory import working_set
 from mlx_nb.shared.model_sizes import Common, ModelSizes, SiteRow, SiteTable
@@ -34,7 +36,7 @@ def plan(
 
     Args:
         model: A name, a folder (``config.json`` is enough), or a Hugging Face id.
-        ranks: How many; with `hosts`, one for each slot.
+        ranks: How many; with `hosts`, one for each slot, so there is no need to say it.
         hosts: Where, each ``name``, ``name:slots`` or ``name:16GB`` (its memory). Hosts are taken to be
             Macs, which keep the weights as they are stored, and of whose memory Metal may use two thirds, or
             three quarters from 36 GB on; without hosts it is this machine.
@@ -43,6 +45,7 @@ def plan(
 
     Raises:
         PlanError: The split does not fit the model, or the model does not fit the memory.
+        OptionError: A context of no token, or other ranks than the hosts have slots.
         ModelNotFoundError: There is no such model.
     """
     if context < 1:
@@ -50,9 +53,17 @@ def plan(
     native = hosts is not None or sys.platform == "darwin"
     sizes, here = measure(model, context=context, native=native)
     names, memories = _places(ranks, hosts, here)
+    if ranks not in (len(names), inspect.signature(plan).parameters["ranks"].default):
+        raise OptionError(
+            f"These hosts have {len(names)} slots, but {ranks} ranks are asked for.",
+            "Leave ranks= out, or give a host more slots: hosts=['mini1:2', 'mini2:1']",
+        )
     if any(memories) and native:
         sizes = replace(sizes, notes=(*sizes.notes, _METAL))
-    made = make_plan(sizes, names, memories, split)
+    try:
+        made = make_plan(sizes, names, memories, split)
+    except PlanError as error:
+        raise PlanError(error.problem, in_python(error.fix)) from None
     return replace(made, ranks_a_host=1 if hosts else ranks)
 
 

@@ -22,7 +22,7 @@ def transformer_layers(model: nn.Module) -> list[nn.Module]:
     if layers is None:
         raise ModelError(
             f"{type(model).__module__} has no `layers`, so it cannot be divided over ranks.",
-            "Load it on one rank: %mlx_load MODEL --ranks 1",
+            "Load it on one rank: %mlx_load … --ranks 1 (in Python: ranks=1)",
         )
     return list(layers)
 

@@ -96,7 +96,7 @@ def _encode(node: Tree, arrays: list[mx.array]) -> Any:
         return {"o": [cls.__module__, cls.__qualname__, items]}
     raise ModelError(
         f"A layer returned a {type(node).__name__}, which cannot cross to the next rank.",
-        "Load the model on one rank: %mlx_load MODEL --ranks 1",
+        "Load the model on one rank: %mlx_load … --ranks 1 (in Python: ranks=1)",
     )
 
 

@@ -1,4 +1,4 @@
-"""Errors say what to type in a notebook; in a terminal they must say what to type there."""
+"""Errors say what to type in a notebook cell; in a terminal or a call of Python they must say it otherwise."""
 
 import re
 import shlex
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 _VALUE = r"(?!-)[\w./,-]*[\w/]"
 _LINE = re.compile(
-    r"%(?:mlx_load(?: (?P<model>(?!-)[^\s,;]*[\w/]))?|mlx_cluster start)"
+    r"%(?:mlx_load(?: (?:…|(?P<model>(?!-)[^\s,;]*[\w/])))?|mlx_cluster start)"
     rf"(?P<options>(?: --trust-remote-code| --[\w-]+ {_VALUE})*)"
 )
 
@@ -50,6 +50,24 @@ def in_console(text: str, command: str, typed: Sequence[str] = (), *, ranks: int
     return text
 
 
+def in_python(fix: str) -> str:
+    """What to type, for a call of ``mlx_nb.plan``, which takes the split as a list.
+
+    >>> in_python("Type: %mlx_load smollm2 --split 10,20")
+    'Type: split=[10, 20]'
+    >>> in_python("Type: %mlx_load smollm2 --ranks 30")
+    'Type: ranks=30'
+    """
+
+    def argument(found: "re.Match[str]") -> str:
+        counts = found["counts"]
+        return f"split=[{counts.replace(',', ', ')}]" if counts else f"ranks={found['ranks']}"
+
+    return re.sub(
+        r"%mlx_load \S+ --(?:split (?P<counts>\d+(?:,\d+)*)|ranks (?P<ranks>\d+))", argument, fix
+    )
+
+
 def _again(model: str | None, options: str, command: str, typed: Sequence[str], ranks: int) -> str:
     """The command once more, with a load's model and options in place of those that were typed."""
     wanted = re.findall(r"--([\w-]+)(?: ([^\s-]\S*))?", options)
@@ -58,7 +76,7 @@ def _again(model: str | None, options: str, command: str, typed: Sequence[str], 
         wanted = [(name, value) for name, value in wanted if name != "ranks"]
     start = f"mpirun -n {ranks} mlx-nb run" if command == "run" else f"mlx-nb {command}"
     words = list(typed)
-    if model and model != "MODEL":
+    if model:
         if command == "fetch":
             return " ".join([start, shlex.quote(model)])
         wanted.insert(0, ("model", model))

@@ -129,6 +129,17 @@ def test_a_wrong_wish_says_so(wishes: dict, error: type[Exception]) -> None:
         mlx_nb.plan("smollm2", **wishes)
 
 
+def test_a_wrong_split_is_told_as_an_argument_of_the_call() -> None:
+    with pytest.raises(PlanError, match=r"Type: split=\[10, 20\]$"):
+        mlx_nb.plan("smollm2", split=[10, 19])
+
+
+def test_ranks_that_are_not_the_hosts_slots_are_refused() -> None:
+    with pytest.raises(OptionError, match="2 slots, but 3 ranks"):
+        mlx_nb.plan("smollm2", ranks=3, hosts=["a:16GB", "b:16GB"])
+    assert len(mlx_nb.plan("smollm2", hosts=["a", "b", "c"]).shards) == 3
+
+
 @pytest.mark.parametrize("host", ["a:lots", "a:2:16GB", ":16GB", "a:"])
 def test_a_host_that_is_none_is_told_the_three_forms(host: str) -> None:
     with pytest.raises(OptionError, match="mini1, mini1:2 or mini1:16GB"):

@@ -24,7 +24,7 @@ from mlx_nb.shared.console_words import in_console
         (
             "generate",
             "--model m/gemma3n --ranks 9 hi",
-            "Type: %mlx_load MODEL --ranks 8",
+            "Type: %mlx_load … --ranks 8",
             "Type: mlx-nb generate --model m/gemma3n --ranks 8 hi",
         ),
         (
@@ -49,7 +49,7 @@ def test_a_fix_repeats_what_was_typed(command: str, typed: str, fix: str, told: 
 
 def test_what_is_told_is_taken() -> None:
     told = in_console(
-        "Type: %mlx_load MODEL --ranks 8", "generate", ["--model", "a", "--ranks", "9", "It's me"]
+        "Type: %mlx_load … --ranks 8", "generate", ["--model", "a", "--ranks", "9", "It's me"]
     )
     import shlex
 
