@@ -24,23 +24,24 @@ class Frozen(Protocol):
     def freeze(self) -> None: ...
 
 
-_live: list[Frozen] = []
+live_views: list[Frozen] = []
+"""Those not frozen yet, oldest first."""
 
 
 def register(view: Frozen) -> None:
     """Let `close_views` know a view."""
-    _live.append(view)
+    live_views.append(view)
 
 
 def forget(view: Frozen) -> None:
     """A view is a picture now."""
-    if view in _live:
-        _live.remove(view)
+    if view in live_views:
+        live_views.remove(view)
 
 
 def close_views() -> int:
     """Turn every live view into its picture; how many there were."""
-    views = list(_live)
+    views = list(live_views)
     for view in views:
         view.freeze()
     return len(views)

@@ -63,9 +63,7 @@ def in_python(fix: str) -> str:
         counts = found["counts"]
         return f"split=[{counts.replace(',', ', ')}]" if counts else f"ranks={found['ranks']}"
 
-    return re.sub(
-        r"%mlx_load \S+ --(?:split (?P<counts>\d+(?:,\d+)*)|ranks (?P<ranks>\d+))", argument, fix
-    )
+    return re.sub(r"%mlx_load \S+ --(?:split (?P<counts>\d+(?:,\d+)*)|ranks (?P<ranks>\d+))", argument, fix)
 
 
 def _again(model: str | None, options: str, command: str, typed: Sequence[str], ranks: int) -> str:

@@ -16,9 +16,9 @@ from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 from traitlets.config import Config
 
 from mlx_nb.client.current import current
+from mlx_nb.client.live_view import live_views
 from mlx_nb.client.magics.completion import candidates, magic_matcher
 from mlx_nb.client.pipe import Pipe
-from mlx_nb.client.show import _live
 from tests.tiny import make_tiny
 
 pytestmark = [pytest.mark.cluster]
@@ -554,7 +554,7 @@ def test_an_interrupted_stride_says_how_far_it_came_and_what_goes_on(shell: Shel
 
     count = len(shell.names["dbg"].gen.token_ids)
     assert said.startswith(f"[interrupted after {count} tokens · %mlx_step run goes on]\n")
-    assert f"interrupted after {count} tokens; Run goes on." in _live[-1].view.state["sentence"]
+    assert f"interrupted after {count} tokens; Run goes on." in live_views[-1].view.state["sentence"]
     assert "interrupted" not in shell.good("%mlx_step into").out
     shell.good("%mlx_step q")
     shell.good("%mlx_freeze")
@@ -650,7 +650,7 @@ def test_unloading_takes_everything_away_and_loading_brings_it_back(shell: Shell
 def test_a_restart_loads_the_model_again(shell: Shell, pipe: Pipe) -> None:
     name = current.cluster.name
     shell.good(f"%%mlx_step --max-tokens 3\n{FRANCE}")
-    view = _live[-1].view
+    view = live_views[-1].view
     assert view.state["status"] == "stopped"  # the control
 
     shell.good("%mlx_cluster restart")

@@ -47,7 +47,7 @@ def test_a_run_from_a_button_leaves_the_kernel_free_and_stops_also_after_a_resta
     manager, kernel = started
     cell(kernel, "%load_ext mlx_nb\n%mlx_cluster start --ranks 2\n%mlx_load smollm2")
     cell(kernel, f"%%mlx_step --max-tokens {TOKENS} --raw\nOnce upon a time there was a little robot, and")
-    ask = "from mlx_nb.client.show import _live\nview = _live[-1].view\nprint(view.model_id)"
+    ask = "from mlx_nb.client.live_view import live_views\nview = live_views[-1].view\nprint(view.model_id)"
     comm_id = cell(kernel, ask).splitlines()[-1]
 
     for number, stop in enumerate(("button", "button", "kernel", "kernel")):

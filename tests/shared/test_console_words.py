@@ -48,9 +48,7 @@ def test_a_fix_repeats_what_was_typed(command: str, typed: str, fix: str, told: 
 
 
 def test_what_is_told_is_taken() -> None:
-    told = in_console(
-        "Type: %mlx_load … --ranks 8", "generate", ["--model", "a", "--ranks", "9", "It's me"]
-    )
+    told = in_console("Type: %mlx_load … --ranks 8", "generate", ["--model", "a", "--ranks", "9", "It's me"])
     import shlex
 
     found = build_parser().parse_args(shlex.split(told.partition("mlx-nb ")[2]))
