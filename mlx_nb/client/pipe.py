@@ -40,9 +40,11 @@ if TYPE_CHECKING:
     from mlx_nb.client.faults import Fault
     from mlx_nb.client.kv import KVCaches
     from mlx_nb.client.remote import OnEvent, Pending
+    from mlx_nb.client.trace import Trace
     from mlx_nb.client.tracing import LiveTrace, Sites
     from mlx_nb.shared.diff_report import DiffReport
     from mlx_nb.shared.findings import CheckReport
+    from mlx_nb.shared.lens import Lens
 
 
 UNLOAD_TIMEOUT_S = 30.0
@@ -575,6 +577,35 @@ class Pipe:
                 "Type: with pipe.trace(sites=…) as trace: pipe.generate(…, max_tokens=16)",
             )
         return trace
+
+    def lens(
+        self,
+        prompt: "Prompt | Trace",
+        tokens: "int | list[int] | range | None" = None,
+        top: int = 10,
+        max_tokens: int = 0,
+        **options: Any,
+    ) -> "Lens":
+        """What the model would say if it ended after each layer: the logit lens.
+
+        Every rank keeps what its layers return; at the positions asked for these go to the last rank, whose
+        own norm and head read them. The last layer's row is the model's own answer.
+
+        Args:
+            prompt: As for `generate`; or a trace of ``layers.*.resid_post``.
+            tokens: Positions in the sequence, negative ones from its end; None takes the last twelve.
+            top: How many tokens of each.
+            max_tokens: Tokens to generate first; 0 feeds the prompt alone.
+            **options: As `generate`.
+
+        Raises:
+            OptionError: A position was not fed, or the head cannot read what this model's layers return.
+            MlxNbError: As `trace`.
+        """
+        from mlx_nb.client.lensing import look
+
+        self._check()
+        return look(self, prompt, tokens, top, max_tokens, options)
 
     def diff(
         self,

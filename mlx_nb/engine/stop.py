@@ -66,7 +66,7 @@ def size_of(value: Tree) -> int:
 def replace_first(stop: Stop, array: mx.array) -> None:
     """Put another array where `first_array` finds one; the pass goes on with it."""
     if stop.event.kind != INPUT:
-        stop.value = _with_first(stop.value, array)[0]
+        stop.value = with_first(stop.value, array)[0]
         return
     args = list(stop.args)
     for place, value in enumerate(args):
@@ -80,7 +80,7 @@ def replace_first(stop: Stop, array: mx.array) -> None:
             return
 
 
-def _with_first(tree: Tree, array: mx.array) -> tuple[Tree, bool]:
+def with_first(tree: Tree, array: mx.array) -> tuple[Tree, bool]:
     """A tree with its first array replaced, and whether there was one."""
     if isinstance(tree, mx.array):
         return array, True
@@ -92,7 +92,7 @@ def _with_first(tree: Tree, array: mx.array) -> tuple[Tree, bool]:
         else []
     )
     for place, (_, item) in enumerate(items):
-        changed, done = _with_first(item, array)
+        changed, done = with_first(item, array)
         if done:
             items[place] = (items[place][0], changed)
             if isinstance(tree, dict):

@@ -11,8 +11,10 @@ import numpy as np
 
 from mlx_nb.engine.captures import Key
 from mlx_nb.engine.pipes import PIPES, stage_of
+from mlx_nb.engine.readout import read_out
 from mlx_nb.shared.capture import Index, SiteRecord
 from mlx_nb.shared.position import Summary
+from mlx_nb.shared.readout import Readout
 
 
 def captures(pipe_id: str, trace_id: str) -> list[SiteRecord]:
@@ -49,6 +51,11 @@ def drop_values(pipe_id: str, name: str) -> None:
         PIPES[pipe_id].captures.given.pop(name, None)
 
 
+def read_states(pipe_id: str, hidden: Sequence[np.ndarray], top: int) -> list[Readout]:
+    """What the norm and head make of hidden states; on the last rank alone. As `readout.read_out`."""
+    return read_out(stage_of(pipe_id), hidden, top)
+
+
 CALLS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
@@ -58,5 +65,6 @@ CALLS: dict[str, Callable[..., Any]] = {
         drop_trace,
         give_values,
         drop_values,
+        read_states,
     )
 }

@@ -1,6 +1,7 @@
 """What every layer of a model returns in one process, from mlx-lm alone. Run as a program:
 
 python layers_alone.py FOLDER OUT.npy CHUNKS    (CHUNKS: lists of token ids as JSON, a pass each)
+python layers_alone.py FOLDER OUT.npy CHUNKS POSITIONS LOGITS.npy    also what norm and head make of them there
 """
 
 import json
@@ -16,8 +17,8 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model
 
 
-def main(folder: str, out: str, chunks: str) -> None:
-    model, _ = load_model(Path(folder))
+def main(folder: str, out: str, chunks: str, positions: str = "", logits: str = "") -> None:
+    model: Any = load_model(Path(folder))[0]
     seen: list[list[mx.array]] = [[] for _ in model.layers]
     places = {id(layer): place for place, layer in enumerate(model.layers)}
     base: Any = type(model.layers[0])
@@ -33,7 +34,17 @@ def main(folder: str, out: str, chunks: str) -> None:
     kv = make_prompt_cache(model)
     for chunk in json.loads(chunks):
         mx.eval(model(mx.array(chunk)[None], cache=kv))
-    np.save(out, np.stack([np.array(mx.concatenate(one, axis=1)) for one in seen]))
+    layers = [mx.concatenate(one, axis=1) for one in seen]
+    np.save(out, np.stack([np.array(one) for one in layers]))
+    if positions:
+        places = mx.array(json.loads(positions))
+        np.save(logits, np.stack([np.array(norm_and_head(model, one[:, places])[0]) for one in layers]))
+
+
+def norm_and_head(model: Any, hidden: mx.array) -> mx.array:
+    """Of models whose code says it in these two steps: llama, gemma3, qwen3."""
+    normed = model.model.norm(hidden)
+    return model.lm_head(normed) if "lm_head" in model else model.model.embed_tokens.as_linear(normed)
 
 
 if __name__ == "__main__":
