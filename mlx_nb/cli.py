@@ -12,6 +12,7 @@ from mlx_nb.client.options import (
     add_doctor_options,
     add_generation_options,
     add_model_options,
+    add_prompt_cache_option,
     generation_options,
     model_wishes,
     near_option,
@@ -82,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_cluster_options(generate, keep=False)
     add_model_options(generate)
     add_generation_options(generate)
+    add_prompt_cache_option(generate)
 
     run = _command(
         commands, "run", _run, "one rank of `mpirun -n 2 mlx-nb run …`: the same pipeline, no notebook"

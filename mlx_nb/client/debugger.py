@@ -148,9 +148,22 @@ class Debugger(GoingBack, Changing):
             raise OptionError(f"There is no layer {layer}.", f"The layers are 0–{first.num_layers - 1}.")
         if rank is not None and not 0 <= rank < self.pipe.num_ranks:
             raise OptionError(f"There is no rank {rank}.", f"The ranks are 0–{self.pipe.num_ranks - 1}.")
+        if token is not None:
+            self._check_ahead(token)
         pattern = resolve_site(site, first.places, first.layer_paths) if site else ""
         wanted = {"layer": layer, "rank": rank, "token": token}
         return self._stride("until", site=pattern, **{k: v for k, v in wanted.items() if v is not None})
+
+    def _check_ahead(self, token: int) -> None:
+        """Raise when no pass from here on feeds a token of this index."""
+        here, last = self.position, len(self._request.tokens) + self._request.options.max_tokens - 2
+        if not self.done and token < here.start:
+            raise OptionError(
+                f"Token {token} has been fed: the run stands in {here.phase} {here.start}:{here.stop}.",
+                "Begin again: dbg.restart()",
+            )
+        if token > last:
+            raise OptionError(f"This run feeds no token {token}.", f"Its tokens are 0–{last}.")
 
     def run(self) -> Position:
         """To the next breakpoint, or to the end of the run; an interrupt stands still on the way."""

@@ -69,9 +69,19 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_prompt_cache_option(parser: argparse.ArgumentParser) -> None:
+    """Where a run may go on after a saved prompt cache."""
+    parser.add_argument(
+        "--prompt-cache",
+        default=argparse.SUPPRESS,
+        metavar="PATH",
+        help="go on after what pipe.save_prompt_cache(PATH) or mlx-lm has written",
+    )
+
+
 def generation_options(found: argparse.Namespace) -> dict[str, Any]:
     """The options that were given, as `Pipe.generate` takes them."""
-    known = {name[2:].replace("-", "_") for name, _, _ in _OPTIONS} | {"raw"}
+    known = {name[2:].replace("-", "_") for name, _, _ in _OPTIONS} | {"raw", "prompt_cache"}
     return {name: value for name, value in vars(found).items() if name in known}
 
 

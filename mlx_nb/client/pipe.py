@@ -279,13 +279,16 @@ class Pipe:
 
     def _generate_several(self, prompts: list[Any], options: dict[str, Any]) -> Generations:
         for name, why in (
-            ("kv_bits", "be quantised"),
-            ("max_kv_size", "be limited"),
-            ("prompt_cache", "go on"),
+            ("kv_bits", "be quantised: mlx-lm has no such class for several rows"),
+            (
+                "max_kv_size",
+                "be limited: mlx-lm's ring for several rows forgets the first tokens, which one row keeps",
+            ),
+            ("prompt_cache", "go on: a prompt cache holds one row"),
         ):
             if options.get(name) is not None:
                 raise OptionError(
-                    f"The KV caches of several prompts cannot {why} ({name}).",
+                    f"{name}: the KV caches of several prompts cannot {why}.",
                     f"Leave {name} away, or give one prompt.",
                 )
         if self.breakpoints.armed():

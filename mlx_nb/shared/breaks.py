@@ -57,6 +57,11 @@ def parse_condition(when: str | None) -> Condition:
     try:
         tree = ast.parse(text, mode="eval")
     except (SyntaxError, ValueError) as error:
+        if option := re.search(r"\s(--[a-z]\w*)", text):
+            raise OptionError(
+                f"--if takes the rest of the line, {option[1]} too.",
+                f"Put --if last: {option[0].strip()} … --if {text[: option.start()]}",
+            ) from error
         raise OptionError(
             f"'{text}' is no condition.",
             "Type nonfinite, shape, dtype, or an expression such as: max > 100",

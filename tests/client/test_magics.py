@@ -394,15 +394,34 @@ def test_options_reach_the_run(shell: Shell, pipe: Pipe) -> None:
     assert shell.names["g"].prompt_ids == pipe.encode("The sea", raw=True) != pipe.encode("The sea")
 
 
-@pytest.mark.parametrize(
-    "magic", ["mlx_cluster", "mlx_load", "mlx_generate", "mlx_show", "mlx_step", "mlx_trace"]
-)
-def test_help_prints_and_does_nothing(nothing_runs: Shell, magic: str) -> None:
-    ran = nothing_runs.good(f"%{magic} --help")
+def test_help_of_every_magic_prints_and_does_nothing(nothing_runs: Shell) -> None:
+    magics = nothing_runs.ip.magics_manager.magics
+    names = {name for kind in ("line", "cell") for name in magics[kind] if name.startswith("mlx_")}
+    assert {"mlx_break", "mlx_cluster", "mlx_step", "mlx_chat"} <= names
 
-    assert "mlx_step into (s)" in ran.out or f"usage: %{magic}" in ran.out
-    assert ran.err == ""
-    assert nothing_runs.good(f"%{magic} -h").out == ran.out
+    for name in names:
+        ran = nothing_runs.good(f"%{name} --help")
+
+        assert f"usage: %{name}" in ran.out or (name == "mlx_step" and "mlx_step into (s)" in ran.out), name
+        assert ran.err == "", name
+        assert nothing_runs.good(f"%{name} -h").out == ran.out
+
+
+def test_a_generation_goes_on_after_a_saved_prompt_cache(shell: Shell, pipe: Pipe, tmp_path: Path) -> None:
+    ids = pipe.encode(FRANCE, raw=True) + pipe.encode("And of Spain?", raw=True)
+    whole = pipe.generate(ids, max_tokens=4)
+    pipe.generate(FRANCE, raw=True, max_tokens=1)
+    file = pipe.save_prompt_cache(tmp_path / "talk")
+
+    shell.good(f"%mlx_generate --raw --max-tokens 4 --prompt-cache {file} -o g And of Spain?")
+
+    assert shell.names["g"].prompt_ids == whole.prompt_ids
+    assert shell.names["g"].token_ids == whole.token_ids
+    shell.good(f"%%mlx_step --raw --prompt-cache {file}\nAnd of Spain?")
+    assert shell.names["dbg"].position.start == len(pipe.encode(FRANCE, raw=True))
+    shell.good("%mlx_step q")
+    shell.good("%mlx_freeze")
+    assert "nowhere" in shell.usage_error("%mlx_generate --prompt-cache nowhere.safetensors Why?")
 
 
 def test_a_question_mark_after_the_magic_stays_help(shell: Shell, pipe: Pipe) -> None:
@@ -453,6 +472,9 @@ def test_a_cell_begins_to_step_and_lines_go_on(shell: Shell, pipe: Pipe) -> None
     for wrong in ("back sideways", "back layer x", "back until", "back into 9"):
         shell.usage_error(f"%mlx_step {wrong}")
     shell.good("%mlx_step t")
+    behind = shell.usage_error("%mlx_step until token=3")
+    assert "Token 3 has been fed: the run stands in decode 37:38. Begin again: %mlx_step restart" in behind
+    assert "This run feeds no token 39. Its tokens are 0–38." in shell.usage_error("%mlx_step until token=39")
     assert shell.good("%mlx_step c").result.result.kind == "end"
     assert "The run has finished with 3 tokens" in shell.usage_error("%mlx_step into")
     shell.good("%mlx_step restart")

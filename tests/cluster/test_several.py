@@ -106,5 +106,5 @@ def test_what_cannot_be_padded_is_refused_with_the_reason(
         ):
             tiny.generate([IDS, IDS[:3]], max_tokens=2)
         assert len(tiny.generate(IDS, max_tokens=2).token_ids) == 2
-    with pytest.raises(OptionError, match="The KV caches of several prompts cannot be quantised"):
+    with pytest.raises(OptionError, match="kv_bits: the KV caches of several prompts cannot be quantised"):
         pipe2.generate(["hi", "ho"], kv_bits=8)

@@ -68,3 +68,10 @@ def test_what_is_no_condition_is_refused_with_an_example(wrong: str) -> None:
         OptionError, match=r"is no condition\. Type nonfinite, shape, dtype, or an expression"
     ):
         parse_condition(wrong)
+
+
+def test_an_option_after_if_says_that_if_comes_last() -> None:
+    with pytest.raises(
+        OptionError, match=r"takes the rest of the line, --token too. Put --if last: --token … --if max > 5"
+    ):
+        parse_condition("max > 5 --token 2")

@@ -1,6 +1,6 @@
-"""``%%mlx_chat``: a conversation, a cell a turn."""
+"""``%mlx_chat``: a conversation, a cell a turn."""
 
-from IPython.core.magic import Magics, cell_magic, magics_class, no_var_expand
+from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
 
 from mlx_nb.client.chat import Chat
 from mlx_nb.client.magics.model import prompt_of
@@ -12,9 +12,9 @@ from mlx_nb.client.stream_out import follow_on_screen
 
 def chat_parser() -> Parser:
     parser = Parser(
-        "%%mlx_chat",
+        "%mlx_chat",
         "say something to the model; it knows what was said before, and only the new message is fed\n"
-        "(options in the first line, the message below it; the conversation is in `chat`)",
+        "(options first, then the message, on the line or below it in a cell; the conversation is in `chat`)",
     )
     parser.add_argument("--new", action="store_true", help="begin a new conversation")
     parser.add_argument("--system", metavar="TEXT", help="begin a new one with this system message")
@@ -30,10 +30,10 @@ class ChatMagics(Magics):
     chat: Chat | None = None
 
     @no_var_expand
-    @cell_magic
+    @line_cell_magic
     @one_line_errors
-    def mlx_chat(self, line: str, cell: str) -> None:
-        """Say something to the model: see ``%%mlx_chat --help``."""
+    def mlx_chat(self, line: str, cell: str | None = None) -> None:
+        """Say something to the model: see ``%mlx_chat --help``."""
         parser = chat_parser()
         words, rest = split_line(parser, line)
         found = parser.parse_args(words)

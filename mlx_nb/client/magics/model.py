@@ -8,6 +8,7 @@ from mlx_nb.client.magics.state import need_cluster, need_pipe, offer
 from mlx_nb.client.options import (
     add_generation_options,
     add_model_options,
+    add_prompt_cache_option,
     generation_options,
     model_wishes,
 )
@@ -34,6 +35,7 @@ def generate_parser() -> Parser:
     )
     parser.add_argument("-o", "--out", metavar="NAME", help="put the result into this variable")
     add_generation_options(parser)
+    add_prompt_cache_option(parser)
     return parser
 
 

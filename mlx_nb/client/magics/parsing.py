@@ -29,9 +29,10 @@ class HelpShown(Exception):
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises one-line errors, prints help and never exits."""
 
-    def __init__(self, prog: str, description: str, **kwargs: Any) -> None:
+    def __init__(self, prog: str, description: str, *, usage: str | None = None, **kwargs: Any) -> None:
         super().__init__(
             prog=prog,
+            usage=usage and usage.replace("%", "%%"),  # argparse puts its values into it
             description=description,
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -10,7 +10,7 @@ from mlx_nb.client.going_back import BACKWARDS
 from mlx_nb.client.magics.model import prompt_of
 from mlx_nb.client.magics.parsing import Parser, one_line_errors, one_of, parse_words, split_line
 from mlx_nb.client.magics.state import need_cluster, need_debugger, need_pipe, offer
-from mlx_nb.client.options import add_generation_options, generation_options
+from mlx_nb.client.options import add_generation_options, add_prompt_cache_option, generation_options
 from mlx_nb.client.show import VIEWS, close_views, show_stepper, show_view
 from mlx_nb.shared.errors import OptionError
 
@@ -46,6 +46,7 @@ def step_parser() -> Parser:
     parser = Parser("%%mlx_step", _HELP)
     parser.add_argument("-o", "--out", metavar="NAME", help="put the stepper into this variable")
     add_generation_options(parser)
+    add_prompt_cache_option(parser)
     return parser
 
 

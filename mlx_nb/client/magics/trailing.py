@@ -7,7 +7,7 @@ into the call that it means before IPython looks at it. ``%mlx_generate?`` stays
 import re
 
 _PROMPT = re.compile(
-    r"^(?P<indent>\s*)%(?P<magic>mlx_generate|mlx_step|mlx_trace|mlx_show)[ \t]+(?P<line>\S.*\?)\s*$"
+    r"^(?P<indent>\s*)%(?P<magic>mlx_generate|mlx_step|mlx_trace|mlx_show|mlx_chat|mlx_diff|mlx_check)[ \t]+(?P<line>\S.*\?)\s*$"
 )
 
 
