@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlx_nb.client.around import around
 from mlx_nb.client.capture import Capture
 from mlx_nb.client.forcing import given
 from mlx_nb.client.reference import Reference, Side, running, side_of
@@ -16,6 +17,7 @@ from mlx_nb.shared.capture import BUDGET_BYTES, MAX_TRANSFER_BYTES
 from mlx_nb.shared.clues import clues
 from mlx_nb.shared.diff_report import SAME, TOLERANCE, DiffReport, DiffRow, Distance, distance
 from mlx_nb.shared.errors import OptionError
+from mlx_nb.shared.globs import matches
 from mlx_nb.shared.position import INPUT, OUTPUT
 from mlx_nb.shared.request import Prompt
 from mlx_nb.shared.sites import resolve_site, short_spelling
@@ -75,8 +77,14 @@ class _Comparison:
 
     def report(self, wanted: Sequence[str], *, forced: bool) -> DiffReport:
         """Compare at sites; `forced` once more with each of their modules given the other's input."""
-        patterns = self._resolved(wanted)
+        asked = self._resolved(wanted)
+        beside, left_aside = around(self.pipe.shards[0], asked, len(self.ids))
+        if left_aside:
+            self._note(left_aside)
+        patterns = list(dict.fromkeys([*asked, *beside]))
         theirs = self._theirs([*patterns, *_both_kinds(patterns)] if forced else patterns)
+        if self.side.saved is not None:
+            self._tell_what_lacks(beside)
         if self.side.foreign:
             lacking = [name for name in self._modules if name and name not in self.side.modules]
             names = ", ".join(sorted({name.rpartition(".")[2] for name in lacking})[:6])
@@ -99,10 +107,17 @@ class _Comparison:
             again = self._ours(patterns, theirs, self._fed_to(theirs, patterns))
             final = self._pairs(again, theirs)
             rows = _with_forced(rows, [self._row(*pair) for pair in final])
-        first = next((row for row in rows if row.verdict != SAME and row.layer >= 0), None)
+        # What goes into a module beside the layers is what came out of another: told where the code between is wrong.
+        quiet = {
+            short_spelling(site, self._layer_paths)
+            for site in beside
+            if site.endswith(f".{INPUT}") and not any(matches(site, pattern) for pattern in asked)
+        }
+        rows = [row for row in rows if row.site not in quiet or row.verdict != SAME]
+        first = next((row for row in rows if row.verdict != SAME), None)
         inside: list[DiffRow] = []
         told: list[str] = []
-        if first is not None and self.side.run is not None:
+        if first is not None and first.layer >= 0 and self.side.run is not None:
             inside, told = self._inside(first.layer, theirs if forced else None)
         if not told:
             told = self._clues(rows, final)
@@ -126,6 +141,16 @@ class _Comparison:
     def _resolved(self, wanted: Sequence[str]) -> list[str]:
         found = [part.strip() for part in wanted if part.strip()]
         return [resolve_site(site, self._modules, self._layer_paths) for site in found]
+
+    def _tell_what_lacks(self, beside: Sequence[str]) -> None:
+        """Say which places beside the layers a trace has not."""
+        assert self.side.saved is not None
+        known = {record.site for record in self.side.saved.records()}
+        lacking = [site for site in beside if site not in known and not site.endswith(f".{INPUT}")]
+        if names := ",".join(short_spelling(site, self._layer_paths) for site in lacking):
+            self._note(
+                f"The trace has no {names}, so that was not compared: record sites='layers.*,layers.*.input,{names}'."
+            )
 
     def _ours(self, sites: Sequence[str], theirs: Trace | None = None, fed: Collection[str] = ()) -> Trace:
         """What the pipe makes of the prompt; the sites in `fed` are given the other's values, after they were recorded."""

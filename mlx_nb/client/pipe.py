@@ -626,7 +626,8 @@ class Pipe:
             other: Another pipe (of another split, dtype or checkpoint), a trace, or `mlx_nb.reference()`: the model
                 in one process, fresh from its files.
             prompt: As for `generate`; None takes the one of a trace.
-            sites: What is compared: ``layers.*`` is what each layer returns.
+            sites: What is compared: ``layers.*`` is what each layer returns; what lies before the first and behind the
+                last is compared besides (embedding, norm, head, logits).
             forced: Whether to run once more with each layer given the other's input, so that errors do not add up.
             tol: The relative distance that is let pass; None takes it from the dtype.
             **options: As `trace`. The prompt is fed in chunks of 16 unless ``prefill_step_size`` says otherwise.

@@ -11,6 +11,7 @@ from mlx_nb.client.current import current
 from mlx_nb.client.pipe import Pipe
 from mlx_nb.shared.errors import OptionError
 from tests.cluster.conftest import loaded
+from tests.tiny import make_tiny
 
 pytestmark = [pytest.mark.cluster]
 
@@ -26,7 +27,12 @@ def test_smollm2_over_ranks_is_what_one_process_computes(which: str, request: py
 
     assert report.ok, report
     assert report.exit_code == 0
-    assert len(report.rows) == 30
+    beside = ["embed_tokens.output", "norm.output", "logits"]
+    assert [row.site for row in report.rows] == [
+        beside[0],
+        *(f"layers.{layer}.output" for layer in range(30)),
+        *beside[1:],
+    ]
     assert {(row.free.max, row.forced.max) for row in report.rows if row.free and row.forced} == {(0.0, 0.0)}
     assert {row.rank for row in report.rows} == set(range(pipe.num_ranks))
     assert current.pipe is before
@@ -60,7 +66,7 @@ def test_a_fault_is_found_inside_its_layer_and_later_layers_are_not_blamed(
         assert report.first is not None
         assert (report.first.site, report.first.rank) == (site, put.rank)
         assert [row.layer for row in report.rows if row.verdict != "same"] == [layer]
-        assert all(row.free.relative == 0 for row in report.rows if row.free and row.layer < layer)
+        assert all(row.free.relative == 0 for row in report.rows if row.free and 0 <= row.layer < layer)
         assert "Usual causes" in str(report)
         assert json.loads(report.to_json(tmp_path / "diff.json"))["ok"] is False
         assert site in report.to_markdown(tmp_path / "diff.md") == (tmp_path / "diff.md").read_text()
@@ -99,3 +105,39 @@ def test_a_saved_trace_and_another_pipe_are_compared_with(
             mlx_nb.reference(kind="onnx")
         with pytest.raises(OptionError, match="other prompts"):
             pipe.diff(saved, IDS[:5])
+
+
+@pytest.mark.parametrize(
+    ("kind", "fault", "rank", "site"),
+    [
+        ("llama_untied", "embed_scale", 0, "embed_tokens.output"),
+        ("llama_untied", "wrong_head", 2, "lm_head.output"),
+        ("qwen3", "token_shift", 0, "embed_tokens.output"),
+        ("qwen3", "flat_logits", 2, "norm.output"),
+        ("qwen3", "wrong_head", 2, "logits"),
+    ],
+)
+def test_what_lies_before_and_behind_the_layers_is_compared_too(
+    kind: str, fault: str, rank: int, site: str, cluster3: Cluster, tmp_path: Path
+) -> None:
+    with loaded(cluster3, make_tiny(kind, tmp_path / kind)) as pipe:
+        for forced in (True, False):
+            with pipe.fault(fault, rank=rank):
+                report = pipe.diff(mlx_nb.reference(), IDS, forced=forced)
+
+            assert report.first is not None
+            assert (report.first.site, report.first.rank) == (site, rank)
+            if forced:  # given what the other's were given, the layers are right
+                assert [row.site for row in report.rows if row.verdict != "same"] == [site]
+        assert pipe.diff(mlx_nb.reference(), IDS).ok
+
+
+def test_a_trace_of_layers_alone_says_what_it_lacks(cluster3: Cluster, tiny_folders: Path) -> None:
+    with loaded(cluster3, tiny_folders / "qwen3") as pipe:
+        trace = pipe.trace(IDS, sites="layers.*", prefill_step_size=16)
+        with pipe.fault("embed_scale", rank=0):
+            report = pipe.diff(trace)
+
+        assert "The trace has no embed_tokens.output,norm.output,logits" in str(report)
+        assert report.first is not None  # nothing could be forced: all that follows differs
+        assert report.first.site == "layers.0.output"

@@ -37,6 +37,34 @@ def test_every_module_of_a_clean_model_is_the_same_and_a_fault_is_named(
 
 
 @pytest.mark.torch
+@pytest.mark.parametrize(
+    ("name", "fault", "rank", "site"),
+    [
+        ("llama", "embed_scale", 0, "embed_tokens.output"),
+        ("llama", "wrong_head", 1, "lm_head.output"),
+        # What transformers scales inside its embedding is compared where it goes into the first layer.
+        ("gemma3_text", "token_shift", 0, "embed_tokens.output"),
+    ],
+)
+def test_what_is_wrong_beside_the_layers_is_named_too(
+    name: str, fault: str, rank: int, site: str, cluster2: Cluster, tmp_path: Path
+) -> None:
+    make(tmp_path, name)
+    with loaded(cluster2, convert(tmp_path / name, tmp_path / "converted")) as pipe:
+        assert pipe.diff(mlx_nb.reference(str(tmp_path / name), kind="transformers"), IDS).ok
+        with pipe.fault(fault, rank=rank):
+            report = pipe.diff(mlx_nb.reference(str(tmp_path / name), kind="transformers"), IDS)
+
+    assert report.first is not None
+    assert (report.first.site, report.first.rank) == (site, rank)
+    assert all(
+        row.verdict == "same"
+        for row in report.rows
+        if row.site.startswith("layers.") and "output" in row.site
+    )
+
+
+@pytest.mark.torch
 def test_tensors_that_transformers_would_make_up_are_refused(cluster2: Cluster, tmp_path: Path) -> None:
     make(tmp_path, "qwen3_moe")
     converted = convert(tmp_path / "qwen3_moe", tmp_path / "converted")
