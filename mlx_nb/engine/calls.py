@@ -84,11 +84,11 @@ def run(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
 
 def pipe_call(name: str) -> Callable[..., Any] | None:
     """A call on a loaded model; imported late, so that a rank says hello before MLX is loaded."""
-    from mlx_nb.engine import check_calls, kv_calls, pipes, step_calls, trace_calls
+    from mlx_nb.engine import check_calls, kv_calls, pipes, step_calls, tensor_calls, trace_calls
 
-    for table in (pipes.CALLS, step_calls.CALLS, kv_calls.CALLS, trace_calls.CALLS, check_calls.CALLS):
-        if name in table:
-            return table[name]
+    for module in (pipes, step_calls, kv_calls, trace_calls, tensor_calls, check_calls):
+        if name in module.CALLS:
+            return module.CALLS[name]
     return None
 
 

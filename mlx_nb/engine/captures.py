@@ -129,7 +129,7 @@ class CaptureStore:
             TransferTooLargeError: It is over 64 MiB.
         """
         found: mx.array = pick(
-            self._get(key, starts), axis, index, lambda arrays, at: mx.concatenate(list(arrays), axis=at)
+            self.arrays(key, starts), axis, index, lambda arrays, at: mx.concatenate(list(arrays), axis=at)
         )
         check_transfer(key[2], found.shape, found.dtype.size, axis)
         if found.dtype == mx.bfloat16:
@@ -138,7 +138,7 @@ class CaptureStore:
 
     def summary(self, key: Key, starts: Sequence[int], axis: int) -> Summary:
         """Numbers over passes that follow each other. Raises TraceError as `slice`."""
-        arrays = self._get(key, starts)
+        arrays = self.arrays(key, starts)
         groups: list[list[mx.array]] = []
         size = AT_ONCE_BYTES
         for array in arrays:
@@ -156,7 +156,12 @@ class CaptureStore:
         shape = (*first[:axis], sum(array.shape[axis] for array in arrays), *first[axis + 1 :])
         return merge_summaries(parts, axis, shape, ())
 
-    def _get(self, key: Key, starts: Sequence[int]) -> list[mx.array]:
+    def arrays(self, key: Key, starts: Sequence[int]) -> list[mx.array]:
+        """The values themselves.
+
+        Raises:
+            TraceError: One is no longer here.
+        """
         place = self._places.get(key)
         if place is None or any(start not in place.passes for start in starts):
             raise TraceError(

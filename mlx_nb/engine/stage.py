@@ -447,11 +447,15 @@ class Stage:
         Raises:
             RunError: There is no such buffer any more.
         """
+        return as_numpy(self.kv_array(place, name)[index])
+
+    def kv_array(self, place: int, name: str) -> mx.array:
+        """The valid part of one buffer. Raises as `kv_slice`."""
         kv = self.reported_kv
         found = array_named(kv[place], name) if place < len(kv) else None
-        if found is not None:
-            return as_numpy(found[index])
-        raise RunError(f"Rank {self.rank} has no {name} at place {place}.", "Look again: pipe.kv_cache()")
+        if found is None:
+            raise RunError(f"Rank {self.rank} has no {name} at place {place}.", "Look again: pipe.kv_cache()")
+        return found
 
     # What a run tells -----------------------------------------------------------------------------
 

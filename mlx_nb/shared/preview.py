@@ -76,18 +76,30 @@ def pool_extreme(array2d: np.ndarray, max_rows: int, max_cols: int) -> np.ndarra
     rows, columns = array2d.shape
     if rows <= max_rows and columns <= max_cols:
         return array2d.astype(np.float64 if wide else np.float32)
+    pooled = pool_at(array2d, _starts(rows, max_rows), _starts(columns, max_cols))
+    return pooled.astype(np.float64) if wide else pooled.astype(np.float32)
+
+
+def _starts(length: int, most: int) -> np.ndarray:
+    return np.arange(min(length, most)) * length // min(length, most)
+
+
+def pool_at(array2d: np.ndarray, row_starts: np.ndarray, column_starts: np.ndarray) -> np.ndarray:
+    """As `pool_extreme`, in cells that begin at these rows and columns; the array's own dtype, or a wider one."""
     with np.errstate(invalid="ignore"):
-        greatest = _reduce(np.maximum, array2d, max_rows, max_cols).astype(np.float64)
-        least = _reduce(np.minimum, array2d, max_rows, max_cols).astype(np.float64)
+        greatest = _reduce(np.maximum, array2d, row_starts, column_starts)
+        least = _reduce(np.minimum, array2d, row_starts, column_starts)
+        if not np.issubdtype(array2d.dtype, np.floating):  # the least of its integers has no opposite
+            greatest, least = greatest.astype(np.float64), least.astype(np.float64)
         # A NaN wins: it compares false, and both reductions carry it.
-        pooled = np.where(greatest >= -least, greatest, least)
-    return pooled if wide else pooled.astype(np.float32)
+        return np.where(greatest >= -least, greatest, least)
 
 
-def _reduce(ufunc: np.ufunc, array: np.ndarray, max_rows: int, max_cols: int) -> np.ndarray:
-    for axis, most in ((0, max_rows), (1, max_cols)):
-        if array.shape[axis] > most:
-            starts = np.arange(most) * array.shape[axis] // most
+def _reduce(
+    ufunc: np.ufunc, array: np.ndarray, row_starts: np.ndarray, column_starts: np.ndarray
+) -> np.ndarray:
+    for axis, starts in ((0, row_starts), (1, column_starts)):
+        if array.shape[axis] > len(starts):
             array = ufunc.reduceat(array, starts, axis=axis)
     return array
 
