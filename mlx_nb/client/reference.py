@@ -109,8 +109,7 @@ def running(pipe: "Pipe", wish: Reference) -> Iterator[Side]:
         return
     with _alone(pipe, wish) as alone:
         side = side_of(alone)
-        whose = ", mlx-lm's code" if pipe.code_path else ""
-        yield Side(f"{wish.path or pipe.name} in one process{whose}", side.modules, side.run)
+        yield Side(f"{wish.path or pipe.name} in one process", side.modules, side.run)
 
 
 def _one_dtype(pipe: "Pipe") -> str:

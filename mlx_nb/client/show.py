@@ -1,5 +1,6 @@
 """Opening a view by its name, and the stepper's own."""
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from mlx_nb.client.pipe import Pipe
 
 __all__ = ["VIEWS", "LiveStepper", "close_views", "show_stepper", "show_view"]
-
-VIEWS = ("step", "plan", "kv", "shapes", "tokens", "cluster")
 
 
 class LiveStepper:
@@ -76,33 +75,69 @@ def show_stepper(dbg: "Debugger") -> LiveStepper:
     return LiveStepper(dbg)
 
 
-def show_view(pipe: "Pipe | None", view: str, argument: str = "", *, cluster: "Cluster | None" = None) -> Any:
+def show_view(
+    pipe: "Pipe | None", view: str, argument: Any = "", *, cluster: "Cluster | None" = None, **wishes: Any
+) -> Any:
     """Show a view by its name.
+
+    Args:
+        pipe: What it shows.
+        view: One of `VIEWS`.
+        argument: What the view is about, where it is about something: a prompt, a site, a timeline.
+        cluster: For the view of that name, where no model is loaded.
+        **wishes: What the view can be asked besides.
 
     Raises:
         OptionError: There is no such view, or it has nothing to show.
     """
-    from mlx_nb.client.current import current
-
     if view == "cluster" and cluster is not None:
         return display(cluster.status())
     if pipe is None or view not in VIEWS:
         raise OptionError(f"There is no view '{view}'.", f"Type one of: {', '.join(VIEWS)}.")
-    if view == "plan":
-        return display(pipe.plan)
-    if view == "tokens":
-        if not argument:
-            raise OptionError("The view 'tokens' needs a prompt.", "Type: %mlx_show tokens What is MPI")
-        return display(pipe.tokens(argument))
-    if view == "cluster":
-        return display(pipe.cluster.status())
-    if view == "kv":
-        return display(pipe.kv_cache())
-    if view == "shapes":
-        table = pipe.sites()
-        return display(table[argument] if argument else table)
+    try:
+        return _OPEN[view](pipe, argument, **wishes)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise OptionError(
+            f"The view '{view}' does not know {', '.join(wishes)}.", f'Type: pipe.show("{view}")'
+        ) from error
+
+
+def _show_step(_pipe: "Pipe", _argument: str) -> Any:
+    from mlx_nb.client.current import current
+
     if current.dbg is None:
         raise OptionError(
             "Nothing is being stepped.", "Begin with a cell: %%mlx_step, and the prompt below it."
         )
     return show_stepper(current.dbg)
+
+
+def _show_tokens(pipe: "Pipe", prompt: str) -> Any:
+    if not prompt:
+        raise OptionError("The view 'tokens' needs a prompt.", "Type: %mlx_show tokens What is MPI")
+    return display(pipe.tokens(prompt))
+
+
+def _show_shapes(pipe: "Pipe", site: str) -> Any:
+    table = pipe.sites()
+    return display(table[site] if site else table)
+
+
+def _show_timeline(pipe: "Pipe", timeline: Any) -> Any:
+    from mlx_nb.client.timeline_view import show_timeline, timeline_of
+
+    return show_timeline(timeline_of(timeline), pipe)
+
+
+_OPEN: dict[str, Callable[..., Any]] = {
+    "step": _show_step,
+    "plan": lambda pipe, _: display(pipe.plan),
+    "kv": lambda pipe, _: display(pipe.kv_cache()),
+    "shapes": _show_shapes,
+    "tokens": _show_tokens,
+    "cluster": lambda pipe, _: display(pipe.cluster.status()),
+    "timeline": _show_timeline,
+}
+VIEWS = tuple(_OPEN)

@@ -5,7 +5,6 @@ what to install. Everything is looked up when it is called, so that a rank with 
 answers, with one sentence.
 """
 
-import functools
 import importlib
 import inspect
 import json
@@ -34,23 +33,13 @@ def check_version() -> None:
     refuse_untried(found, fix)
 
 
-def load_model(folder: Path, *, trust_remote_code: bool, classes: tuple[Any, Any] | None = None) -> nn.Module:
+def load_model(folder: Path, *, trust_remote_code: bool) -> nn.Module:
     """A model folder as mlx-lm builds it, lazily.
-
-    Args:
-        folder: Its folder.
-        trust_remote_code: Whether code from there may run.
-        classes: The model's class and that of its arguments, instead of mlx-lm's or the folder's own.
 
     Raises:
         ValueError: What mlx-lm says of weights or configuration that it cannot use.
     """
     load = _find("utils", "load_model")
-    if classes is not None:
-        model, _ = load(
-            folder, lazy=True, get_model_classes=lambda config: classes, model_config={"model_file": None}
-        )
-        return model
     if "trust_remote_code" in inspect.signature(load).parameters:
         model, _ = load(folder, lazy=True, trust_remote_code=trust_remote_code)
         return model
@@ -147,17 +136,11 @@ def rotating_kv_cache(size: int, keep: int) -> Any:
     return _find("models.cache", "RotatingKVCache")(max_size=size, keep=keep)
 
 
-@functools.cache
-def _check_once() -> None:
-    """The version cannot change under a process; to read it takes 10 KB of a file each time."""
-    check_version()
-
-
 def _find(module: str, name: str) -> Any:
     """A function of mlx-lm.
 
     Raises:
         VersionError: This is not a version that is known to have it.
     """
-    _check_once()
+    check_version()
     return getattr(importlib.import_module(f"mlx_lm.{module}"), name)

@@ -106,9 +106,9 @@ class Timeline:
         busy = self.busy(phase)
         return 100 * (1 - sum(busy) / len(busy)) if busy else 0.0
 
-    def table(self) -> str:
-        """Seconds per rank and phase: computing, sending, waiting, and the share computed."""
-        rows = [["rank", "phase", "passes", *KINDS, "busy"]]
+    def rows(self) -> list[list[str]]:
+        """A row for each rank and phase: rank, phase, passes, seconds of each kind, and the share computed."""
+        rows = []
         for phase in (PREFILL, DECODE):
             if not self._of(phase):
                 continue
@@ -117,7 +117,11 @@ class Timeline:
                 passes = {s.index for s in self._of(phase) if s.rank == rank}
                 times = [format_duration(self.total(rank, kind, phase)) for kind in KINDS]
                 rows.append([str(rank), phase, str(len(passes)), *times, f"{busy[rank]:.0%}"])
-        return format_table(rows, right=range(2, 7))
+        return rows
+
+    def table(self) -> str:
+        """Seconds per rank and phase: computing, sending, waiting, and the share computed."""
+        return format_table([["rank", "phase", "passes", *KINDS, "busy"], *self.rows()], right=range(2, 7))
 
     def chrome_trace(self) -> dict[str, Any]:
         """The spans as ``chrome://tracing`` and Perfetto read them (Trace Event Format, complete events)."""

@@ -40,7 +40,7 @@ def preview_png(preview: bytes) -> bytes:
     pixels = np.where((indices == INK) | (indices == YELLOW), 0, indices).astype(np.uint8)
     if indices.max() > 2 * ZERO:
         pixels = _hatched(pixels)
-    return _encode(pixels, _diverging())
+    return palette_png(pixels, _diverging())
 
 
 def data_uri(png: bytes) -> str:
@@ -102,10 +102,10 @@ def strip_png(cells: Sequence[tuple[str, str]]) -> bytes:
             below[:] = ink["written" if kv == "written" else "waiting"]
         if kv in ("pending", "part"):
             below[1:-1, 1:-1] = 0
-    return _encode(pixels, np.array(list(STRIP_COLOURS.values()), np.uint8))
+    return palette_png(pixels, np.array(list(STRIP_COLOURS.values()), np.uint8))
 
 
-def _encode(pixels: np.ndarray, palette: np.ndarray) -> bytes:
+def palette_png(pixels: np.ndarray, palette: np.ndarray) -> bytes:
     """A palette PNG: colour type 3, eight bits, an alpha for every entry."""
     height, width = pixels.shape
     rows = np.concatenate([np.zeros((height, 1), np.uint8), pixels], axis=1)  # each row: filter 0

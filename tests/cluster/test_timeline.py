@@ -5,7 +5,9 @@ from itertools import pairwise
 
 import pytest
 
+from mlx_nb.client.live_view import live_views
 from mlx_nb.client.pipe import Pipe
+from mlx_nb.shared.errors import OptionError
 from mlx_nb.shared.timeline import COMPUTE, DECODE, PREFILL, SEND, WAIT, Span
 
 CHUNKS = 6
@@ -73,3 +75,29 @@ def test_a_stepped_run_has_no_timeline(pipe2: Pipe) -> None:
         dbg.run()
         assert dbg.done
         assert dbg.gen.timeline is None
+
+
+def test_its_view_shows_the_last_run_and_becomes_a_picture(pipe2: Pipe) -> None:
+    generation = pipe2.generate("What is the capital of France?", max_tokens=6)
+    before = len(live_views)
+
+    pipe2.show("timeline")
+    pipe2.show("timeline", generation)
+
+    assert len(live_views) == before + 2
+    first, second = (one.view for one in live_views[before:])
+    assert first.state["rows"] == second.state["rows"]
+    assert len(first.spans) == 30 * len(generation.timeline.spans)
+    assert [lane["holds"] for lane in first.state["lanes"]] == [
+        "embed, layers 0–14",
+        "layers 15–29, norm, head",
+    ]
+    assert "Paris" in first.html()
+    assert first.text() == repr(generation.timeline)
+    live_views[-1].freeze()
+    live_views[-1].freeze()
+    assert len(live_views) == before
+    with pipe2.debug("Why?", max_tokens=2), pytest.raises(OptionError, match="has no timeline"):
+        pipe2.show("timeline")
+    with pytest.raises(OptionError, match="does not know zoom"):
+        pipe2.show("timeline", zoom=3)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from mlx_nb.client.displays import install_displays, remove_displays
 from mlx_nb.client.magics.bench import BenchMagics
 from mlx_nb.client.magics.breaks import BreakMagics
 from mlx_nb.client.magics.chat import ChatMagics
@@ -38,6 +39,7 @@ def load_ipython_extension(ip: Any) -> None:
     ip.register_magics(*MAGICS)
     ip.input_transformers_cleanup.append(rescue_question_marks)
     install_completion(ip)
+    install_displays(ip)
 
 
 def unload_ipython_extension(ip: Any) -> None:
@@ -45,6 +47,7 @@ def unload_ipython_extension(ip: Any) -> None:
     if rescue_question_marks in ip.input_transformers_cleanup:
         ip.input_transformers_cleanup.remove(rescue_question_marks)
     remove_completion(ip)
+    remove_displays(ip)
     for kind in ("line", "cell"):
         table = ip.magics_manager.magics[kind]
         for name in [name for name in table if name.startswith("mlx_")]:

@@ -1,0 +1,96 @@
+"""Showing a timeline: the view, and who answers it when a part of a long run is looked at."""
+
+from typing import TYPE_CHECKING, Any
+
+from mlx_nb.client.current import current
+from mlx_nb.client.live_view import LiveView
+from mlx_nb.shared.errors import OptionError
+from mlx_nb.shared.text import first_words
+from mlx_nb.shared.timeline import Timeline
+
+if TYPE_CHECKING:
+    from mlx_nb.client.pipe import Pipe
+    from mlx_nb.widgets.view import Answer
+
+MOST_SAVED = 17_000
+"""So many spans fit into one answer to the page: 500 KiB."""
+
+
+def show_timeline(timeline: Timeline | None, pipe: "Pipe | None" = None) -> LiveView:
+    """Show when every rank computed, sent and waited.
+
+    Args:
+        timeline: Which; None takes that of the pipe's last run.
+        pipe: Whose run it was, where that is known: its ranks' hosts and layers stand beside their lanes.
+
+    Raises:
+        OptionError: There is nothing to show.
+    """
+    from mlx_nb.widgets.timeline import TimelineView
+    from mlx_nb.widgets.timeline_state import pack_spans, timeline_state
+
+    last = pipe.last if pipe is not None else None
+    timeline = timeline or (last.timeline if last is not None else None)
+    if timeline is None or not timeline.spans:
+        why = (
+            "Nothing has run yet."
+            if last is None
+            else "The last run has no timeline: it was stepped, or has not ended."
+        )
+        raise OptionError(why, "Type: %mlx_generate What is the capital of France?")
+    title = note = ""
+    hosts: list[str] = []
+    holds: list[str] = []
+    if pipe is not None and timeline.num_ranks == pipe.num_ranks:
+        title = pipe.name
+        hosts = [shard.host for shard in pipe.plan.shards]
+        holds = [shard.describe() for shard in pipe.plan.shards]
+        if last is not None and last.timeline is timeline:
+            said = f": “{first_words(last.text, 60)}”" if last.text else ""
+            note = f"{len(last.prompt_ids)} tokens of prompt, {len(last.token_ids)} generated{said}"
+    packed, _ = pack_spans(timeline)
+    view = TimelineView(timeline_state(timeline, title, note, hosts, holds), spans=packed)
+    return LiveView(view, {"window": lambda details: window(timeline, details)})
+
+
+def window(timeline: Timeline, details: dict[str, Any]) -> "Answer":
+    """The spans of a part of the run, for the page.
+
+    Raises:
+        OptionError: The page wants all of them, and they are too many.
+    """
+    from mlx_nb.widgets.timeline_state import pack_spans
+    from mlx_nb.widgets.view import Answer
+
+    begin_s, end_s = float(details["begin_s"]), float(details["end_s"])
+    if details.get("whole"):
+        if len(timeline.spans) > MOST_SAVED:
+            raise OptionError(
+                f"{len(timeline.spans):,} spans are too many for this page.",
+                'In a cell, type: pipe.last.timeline.save("timeline.json")',
+            )
+        packed, pooled = pack_spans(timeline, begin_s, end_s, MOST_SAVED)
+    else:
+        packed, pooled = pack_spans(timeline, begin_s, end_s)
+    return Answer({"begin_s": begin_s, "end_s": end_s, "pooled": pooled}, [packed])
+
+
+def timeline_of(thing: Any) -> Timeline | None:
+    """The timeline that was meant: one, or a run that has one; None for nothing.
+
+    Raises:
+        OptionError: It is neither.
+    """
+    if not thing:
+        return None
+    found = getattr(thing, "timeline", thing)
+    if not isinstance(found, Timeline):
+        raise OptionError(f"A {type(thing).__name__} has no timeline.", 'Type: pipe.show("timeline", gen)')
+    return found
+
+
+def display_timeline(timeline: Timeline) -> None:
+    """A timeline as the last line of a cell."""
+    pipe = current.pipe
+    mine = pipe is not None and pipe.last is not None and pipe.last.timeline is timeline
+    show_timeline(timeline, pipe if mine else None)
