@@ -88,6 +88,8 @@ class BackgroundRun:
         """Go on after a pause; does nothing if there was none."""
         with self._changed:
             self._pause = False
+            if self.state == "paused":
+                self.state = self.gen.state = "waiting"  # for its turn
             self._changed.notify_all()
         return self
 
@@ -271,11 +273,13 @@ class BackgroundRun:
         )
         why = f" · {self.gen.finish_reason}" if self.gen.finish_reason else ""
         head = f"Run {self.pipe.name} · {self.state}{why} · {line}"
+        if self.gen.text:
+            head += f"\n{self.gen.text}"
         if self.error is not None:
-            return f"{head}\n{self.gen.text}\n{self.error}"
+            return f"{head}\n{self.error}"
         next_steps = {"running": "run.pause()  run.stop()  ", "paused": "run.resume()  run.stop()  "}
         tail = "" if self.done else f"\n next: {next_steps.get(self.state, 'run.stop()  ')}gen = await run"
-        return f"{head}\n{self.gen.text}{tail}"
+        return f"{head}{tail}"
 
     def _ipython_display_(self) -> None:
         self._live.show()

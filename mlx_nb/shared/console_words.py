@@ -4,6 +4,8 @@ import re
 import shlex
 from collections.abc import Sequence
 
+from mlx_nb.shared.magic_words import in_flags
+
 _VALUE = r"(?!-)[\w./,-]*[\w/]"
 _LINE = re.compile(
     r"%(?:mlx_load(?: (?:…|(?P<model>(?!-)[^\s,;]*[\w/])))?|mlx_cluster start)"
@@ -34,7 +36,7 @@ def in_console(text: str, command: str, typed: Sequence[str] = (), *, ranks: int
         return _again(found.groupdict()["model"], found["options"], command, typed, ranks)
 
     again = f"mpirun -n {ranks} mlx-nb run" if command == "run" else f"mlx-nb {command}"
-    text = _LINE.sub(line, text)
+    text = in_flags(_LINE.sub(line, text))
     for magic, here in (
         (r"Type some text after the options\.", f'Type: {again} --prompt "What is the capital of France?"'),
         (

@@ -21,7 +21,16 @@ def in_magics(text: str) -> str:
     """
     text = re.sub(rf"\bdbg\.({_STEPS})\(\)", r"%mlx_step \1", text)
     text = re.sub(r"\bpipe\.break_at\('([^']*)', when='([^']*)'\)", r"%mlx_break \1 --if \2", text)
-    text = re.sub(rf"(?<=Type: )({_OPTIONS})=(\S+)", lambda m: f"{_flag(m[1])} {m[2]}", text)
+    return in_flags(text)
+
+
+def in_flags(text: str) -> str:
+    """Options of generation, spelled as a magic or a terminal takes them.
+
+    >>> in_flags("temp is 0 or more, not -1. Type: temp=0.7")
+    'temp is 0 or more, not -1. Type: --temp 0.7'
+    """
+    text = re.sub(rf"(?<=Type: )({_OPTIONS}|temp)=(\S+)", lambda m: f"{_flag(m[1])} {m[2]}", text)
     return re.sub(rf"(?<![-\w])({_OPTIONS})\b(?!=)", lambda m: _flag(m[1]), text)
 
 

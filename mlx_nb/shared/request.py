@@ -68,15 +68,15 @@ class GenerateOptions:
 
     def __post_init__(self) -> None:
         checks = {
-            "max_tokens": (self.max_tokens >= 1, "1 or more", "--max-tokens 256"),
-            "temp": (self.temp >= 0, "0 or more", "--temp 0.7"),
-            "top_p": (0 <= self.top_p <= 1, "from 0 to 1", "--top-p 0.9"),
-            "top_k": (self.top_k >= 0, "0 or more", "--top-k 40"),
-            "min_p": (0 <= self.min_p <= 1, "from 0 to 1", "--min-p 0.05"),
+            "max_tokens": (self.max_tokens >= 1, "1 or more", "max_tokens=256"),
+            "temp": (self.temp >= 0, "0 or more", "temp=0.7"),
+            "top_p": (0 <= self.top_p <= 1, "from 0 to 1", "top_p=0.9"),
+            "top_k": (self.top_k >= 0, "0 or more", "top_k=40"),
+            "min_p": (0 <= self.min_p <= 1, "from 0 to 1", "min_p=0.05"),
             "repetition_penalty": (
                 self.repetition_penalty is None or self.repetition_penalty > 0,
                 "above 0",
-                "--repetition-penalty 1.1",
+                "repetition_penalty=1.1",
             ),
             "prefill_step_size": (
                 self.prefill_step_size is None or self.prefill_step_size >= 1,
@@ -86,11 +86,11 @@ class GenerateOptions:
             "max_kv_size": (
                 self.max_kv_size is None or self.max_kv_size > KEPT_TOKENS,
                 f"over {KEPT_TOKENS}, since the first {KEPT_TOKENS} tokens stay",
-                "--max-kv-size 512",
+                "max_kv_size=512",
             ),
-            "kv_bits": (self.kv_bits in (None, 2, 3, 4, 5, 6, 8), "2, 3, 4, 5, 6 or 8", "--kv-bits 8"),
-            "kv_group_size": (self.kv_group_size in (32, 64, 128), "32, 64 or 128", "--kv-group-size 64"),
-            "quantized_kv_start": (self.quantized_kv_start >= 0, "0 or more", "--quantized-kv-start 0"),
+            "kv_bits": (self.kv_bits in (None, 2, 3, 4, 5, 6, 8), "2, 3, 4, 5, 6 or 8", "kv_bits=8"),
+            "kv_group_size": (self.kv_group_size in (32, 64, 128), "32, 64 or 128", "kv_group_size=64"),
+            "quantized_kv_start": (self.quantized_kv_start >= 0, "0 or more", "quantized_kv_start=0"),
             **{
                 name: (getattr(self, name) >= 1, "1 or more", f"{name}=20")
                 for name in ("repetition_context_size", "presence_context_size", "frequency_context_size")
@@ -122,7 +122,9 @@ def options_from(keywords: dict[str, Any]) -> GenerateOptions:
     known = GenerateOptions.__dataclass_fields__
     for name in keywords:
         if name not in known:
-            raise OptionError(f"There is no option '{name}'.", f"Type one of: {', '.join(known)}.")
+            raise OptionError(
+                f"There is no option '{name}'.", f"Type one of: {', '.join(known)}, prompt_cache."
+            )
     try:
         return replace(GenerateOptions(), **_tidied(keywords))
     except (TypeError, ValueError) as error:

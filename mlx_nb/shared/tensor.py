@@ -154,7 +154,7 @@ def to_halves(values: np.ndarray) -> np.ndarray:
     """float32 as bfloat16's bits, rounded; what is finite stays so.
 
     >>> from_halves(to_halves(np.array([1.0, -3.0e38, np.nan, -np.inf], np.float32))).tolist()
-    [1.0, -3.0041138524373706e+38, nan, -inf]
+    [1.0, -3.00405527047391e+38, nan, -inf]
     """
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
