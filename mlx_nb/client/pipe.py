@@ -692,9 +692,10 @@ class Pipe:
         """Open a view in the notebook.
 
         Args:
-            view: ``step``, ``plan``, ``kv``, ``shapes``, ``tokens``, ``cluster``, ``timeline``.
-            argument: The prompt of ``tokens``; a site of ``shapes``; a timeline, or a run that has one (the last).
-            **wishes: What the view can be asked besides.
+            view: ``step``, ``plan``, ``kv``, ``shapes``, ``tokens``, ``cluster``, ``timeline``, ``lens``.
+            argument: The prompt of ``tokens``; a site of ``shapes``; a timeline, or a run that has one (the last);
+                a prompt, a trace or a `Lens` for ``lens`` (the last run).
+            **wishes: For ``lens``, as `lens`.
 
         Raises:
             OptionError: There is no such view, or it has nothing to show.

@@ -131,6 +131,12 @@ def _show_timeline(pipe: "Pipe", timeline: Any) -> Any:
     return show_timeline(timeline_of(timeline), pipe)
 
 
+def _show_lens(pipe: "Pipe", prompt: Any, **wishes: Any) -> Any:
+    from mlx_nb.client.lens_view import lens_of, show_lens
+
+    return show_lens(lens_of(pipe, prompt, wishes))
+
+
 _OPEN: dict[str, Callable[..., Any]] = {
     "step": _show_step,
     "plan": lambda pipe, _: display(pipe.plan),
@@ -139,5 +145,6 @@ _OPEN: dict[str, Callable[..., Any]] = {
     "tokens": _show_tokens,
     "cluster": lambda pipe, _: display(pipe.cluster.status()),
     "timeline": _show_timeline,
+    "lens": _show_lens,
 }
 VIEWS = tuple(_OPEN)

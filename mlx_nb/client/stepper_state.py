@@ -12,6 +12,7 @@ from mlx_nb.shared.position import Position
 from mlx_nb.shared.preview import preview_limit
 from mlx_nb.shared.sites import short_spelling
 from mlx_nb.shared.text import (
+    as_token,
     first_words,
     format_count,
     format_duration,
@@ -107,12 +108,12 @@ def _tokens(dbg: "Debugger") -> list[TokenCell]:
     prompt = dbg.tokens()
     cells = [
         TokenCell(
-            id=token.id, text=_visible(token.text), template=token.template, in_pass=False, generated=False
+            id=token.id, text=as_token(token.text), template=token.template, in_pass=False, generated=False
         )
         for token in prompt
     ]
     for token, text in zip(dbg.gen.token_ids, dbg.pieces(), strict=True):
-        cells.append(TokenCell(id=token, text=_visible(text), template=False, in_pass=False, generated=True))
+        cells.append(TokenCell(id=token, text=as_token(text), template=False, in_pass=False, generated=True))
     if not dbg.done and not dbg.running:
         for cell in cells[position.start : position.stop]:
             cell["in_pass"] = True
@@ -129,10 +130,6 @@ def _tokens(dbg: "Debugger") -> list[TokenCell]:
         more=hidden,
     )
     return [*cells[:_HEAD_TOKENS], more, *tail]
-
-
-def _visible(text: str) -> str:
-    return text.replace(" ", "·").replace("\n", "↵").replace("\t", "⇥")
 
 
 def _lane(dbg: "Debugger", rank: int) -> Lane:

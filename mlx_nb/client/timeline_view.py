@@ -85,7 +85,10 @@ def timeline_of(thing: Any) -> Timeline | None:
         return None
     found = getattr(thing, "timeline", thing)
     if not isinstance(found, Timeline):
-        raise OptionError(f"A {type(thing).__name__} has no timeline.", 'Type: pipe.show("timeline", gen)')
+        what = repr(thing) if isinstance(thing, str) else f"A {type(thing).__name__}"
+        raise OptionError(
+            f"{what} has no timeline.", 'Type: %mlx_show timeline, or pipe.show("timeline", gen)'
+        )
     return found
 
 

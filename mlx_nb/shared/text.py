@@ -169,6 +169,15 @@ def as_html(text: str) -> str:
     return f'<pre style="white-space: pre; overflow-x: auto">{escape(text)}</pre>'
 
 
+def as_token(text: str) -> str:
+    """A token's text with its spaces, line ends and tabs made visible.
+
+    >>> as_token(" Paris")
+    '·Paris'
+    """
+    return text.replace(" ", "·").replace("\n", "↵").replace("\t", "⇥")
+
+
 def first_words(text: str, length: int = 40) -> str:
     """The start of a prompt on one line.
 

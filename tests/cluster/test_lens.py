@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mlx_nb.client.live_view import live_views
 from mlx_nb.client.pipe import Pipe
 from mlx_nb.shared.errors import MlxNbError
 from mlx_nb.shared.lens import Lens
@@ -91,3 +92,22 @@ def test_what_a_run_generated_can_be_read_and_nothing_is_left_behind(pipe2: Pipe
     with pytest.raises(MlxNbError, match="No pass fed token 99"):
         pipe2.lens(PROMPT, tokens=99)
     assert pipe2.generate(PROMPT, max_tokens=4).token_ids == before.token_ids
+
+
+def test_its_view_shows_a_prompt_a_lens_or_the_last_run(pipe2: Pipe) -> None:
+    before = len(live_views)
+    gen = pipe2.generate(PROMPT, max_tokens=5)
+    pipe2.show("lens")
+    pipe2.show("lens", PROMPT, tokens=[-1], top=3)
+    made = pipe2.lens(PROMPT, tokens=-1)
+    pipe2.show("lens", made)
+
+    last, prompt, same = (one.view for one in live_views[before:])
+    last_position = len(gen.prompt_ids) + len(gen.token_ids) - 2
+    assert last.state["columns"][-1]["position"] == last_position
+    assert [column["answer"] for column in last.state["columns"]][-5:][0] == "The"
+    assert prompt.state["top"] == 3
+    assert len(prompt.state["columns"]) == 1
+    assert same.text() == repr(made)
+    for one in live_views[before:]:
+        one.freeze()

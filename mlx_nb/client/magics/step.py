@@ -80,7 +80,9 @@ class StepMagics(Magics):
         """Open a view: see ``%mlx_show --help``."""
         parser = Parser("%mlx_show", f"open a view: {', '.join(VIEWS)}")
         parser.add_argument("view", nargs="?", default="step", help="which (step)")
-        parser.add_argument("prompt", nargs="?", help="for tokens: the rest of the line, word for word")
+        parser.add_argument(
+            "prompt", nargs="?", help="for tokens and lens: the rest of the line, word for word"
+        )
         view, _, rest = line.strip().partition(" ")
         found = parser.parse_args([view] if view else [])
         prompt = split_line(parser, rest)[1]
