@@ -5,6 +5,7 @@ what to install. Everything is looked up when it is called, so that a rank with 
 answers, with one sentence.
 """
 
+import functools
 import importlib
 import inspect
 import json
@@ -136,11 +137,17 @@ def rotating_kv_cache(size: int, keep: int) -> Any:
     return _find("models.cache", "RotatingKVCache")(max_size=size, keep=keep)
 
 
+@functools.cache
+def _check_once() -> None:
+    """The version cannot change under a process; to read it takes 10 KB of a file each time."""
+    check_version()
+
+
 def _find(module: str, name: str) -> Any:
     """A function of mlx-lm.
 
     Raises:
         VersionError: This is not a version that is known to have it.
     """
-    check_version()
+    _check_once()
     return getattr(importlib.import_module(f"mlx_lm.{module}"), name)

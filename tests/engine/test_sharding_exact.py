@@ -32,7 +32,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], str | None]] = {
     "llama bfloat16": ("llama", {"dtype": "bfloat16"}, "native"),
     "gemma3 bfloat16": ("gemma3", {"dtype": "bfloat16"}, "native"),
 }
-CUTS = {5: [[5], [3, 2], [1, 4], [4, 1], [2, 2, 1], [1, 3, 1]], 7: [[7], [4, 3], [1, 6], [6, 1], [3, 3, 1]]}
+CUTS = {
+    4: [[4], [3, 1], [1, 3], [1, 2, 1]],
+    5: [[5], [3, 2], [1, 4], [4, 1], [2, 2, 1], [1, 3, 1]],
+    7: [[7], [4, 3], [1, 6], [6, 1], [3, 3, 1]],
+}
 
 Tiny = Callable[..., Path]
 
@@ -94,9 +98,10 @@ def test_every_parameter_is_read_by_one_rank(case: tuple[Path, str | None, OnePr
         readers = Counter(name for stage in stages for name in stage.owned)
         assert set(readers) == alone.names
         shared = {name.rpartition(".")[0] for name, count in readers.items() if count > 1}
-        assert all("embed" in name for name in shared)
+        assert all("embed" in name or "per_layer" in name for name in shared), shared
         assert bool(shared) == (tied and len(split) > 1)
-        assert max(readers.values()) <= 2
+        # What gemma4 gives every layer beside its input comes from the token ids: every rank computes it.
+        assert max(readers.values()) <= (len(split) if folder.name == "gemma4_text" else 2)
 
 
 def poisoned(folder: Path, to: Path, names: set[str]) -> Path:
