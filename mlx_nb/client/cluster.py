@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -17,6 +18,7 @@ from mlx_nb.client.pipe import Pipe, parse_split
 from mlx_nb.client.planning import split_for
 from mlx_nb.client.processes import identify
 from mlx_nb.client.profiles import load_profile
+from mlx_nb.client.reloading import code_for
 from mlx_nb.client.remote import OnEvent, Remote
 from mlx_nb.client.watch import ClusterWatch
 from mlx_nb.shared.errors import ClusterError, DifferentClusterError, NoClusterError, OptionError
@@ -206,6 +208,7 @@ class Cluster:
         adapter_path: str | None = None,
         ranks: int | None = None,
         trust_remote_code: bool = False,
+        code: str | Path | None = None,
         on_event: OnEvent | None = None,
     ) -> Pipe:
         """Load a model over all ranks; each reads its own layers.
@@ -217,13 +220,16 @@ class Cluster:
             adapter_path: The folder of an adapter in mlx-lm's format (LoRA, DoRA or full), on every host.
             ranks: Over the first so many ranks; None takes all.
             trust_remote_code: Whether code from the model's folder may run on the ranks.
+            code: A file of yours that defines ``Model`` and ``ModelArgs`` as mlx-lm's do, to run the weights with;
+                its text goes to every rank. `Pipe.reload` reads it again.
             on_event: Gets each rank's progress.
 
         Raises:
             ModelNotFoundError: There is no such model.
             WeightsError: A weight file is missing or damaged.
             AdapterError: The adapter is not there, is damaged, or was made for another model.
-            RemoteCodeError: The model is built by code of its own, and `trust_remote_code` is off.
+            RemoteCodeError: The model is built by code of its own or of yours, and `trust_remote_code` is off.
+            CodeError: `code` does not run, or does not fit the weights; file, line and rank are named.
             PlanError: The split does not fit the model or the ranks.
         """
         if ranks is not None and not 1 <= ranks <= len(self):
@@ -231,6 +237,13 @@ class Cluster:
                 f"A model cannot be loaded over {ranks} ranks; this cluster has {len(self)}.",
                 f"Type: %mlx_load {model} --ranks {len(self)}",
             )
+        if code is not None:
+            code = code_for(str(model), code, trusted=trust_remote_code).path
+            if split == "memory":
+                raise OptionError(
+                    "Sizes are known only of mlx-lm's own models, so --split memory goes without --code.",
+                    f"Type: %mlx_load {model} --split even --code {code} --trust-remote-code, or layers per rank",
+                )
         why_so = BY_MEMORY if split == "memory" else ""
         if split == "memory":
             split = split_for(str(model), self.remote.call_all("capacity")[:ranks])
@@ -240,6 +253,7 @@ class Cluster:
             "dtype": dtype,
             "adapter_path": str(adapter_path) if adapter_path is not None else None,
             "trust_remote_code": trust_remote_code,
+            "code": code,
         }
         return Pipe(self, str(model), wishes, why_so).load_there(on_event)
 

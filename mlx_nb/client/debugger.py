@@ -70,7 +70,7 @@ class Debugger(GoingBack, Changing):
         self.wants_preview = False
         self.listeners: list[OnChange] = []
         self._request = request
-        self._remote = pipe.cluster.remote
+        self._remote, self._reloads = pipe.cluster.remote, pipe.reloads
         self._lock = threading.RLock()
         self._active = Rank(0)
         self._stop_asked = False
@@ -176,6 +176,7 @@ class Debugger(GoingBack, Changing):
         with self._lock:
             self.close()
             self._remote = self.pipe.cluster.remote  # another one after a restart
+            self._reloads = self.pipe.reloads
             request = self.pipe.request(list(self._request.tokens), self._request.options)
             self.gen = self.pipe.last = Generation(list(request.tokens))
             self._request, self.done, self.closed = request, False, False
@@ -392,7 +393,9 @@ class Debugger(GoingBack, Changing):
 
     @property
     def lost(self) -> str:
-        """A sentence that says how the ranks came to lose the run: its cluster has ended; empty as a rule."""
+        """A sentence that says how the ranks came to lose the run: restarted, or reloaded; empty as a rule."""
+        if self.pipe.reloads != self._reloads:
+            return "The model's code was read again, and this run ended with it."
         ended = self._remote.ended
         if ended and self.pipe.cluster.remote is not self._remote:
             return ended.replace(" ended at ", " was restarted at ").replace(

@@ -105,6 +105,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="run code that the model's folder brings along"
     )
+    parser.add_argument(
+        "--code", metavar="FILE", help="a Python file of yours that defines the model, as mlx-lm's do"
+    )
 
 
 def add_doctor_options(parser: argparse.ArgumentParser) -> None:
@@ -136,4 +139,5 @@ def model_wishes(found: argparse.Namespace) -> dict[str, Any]:
         "dtype": found.dtype,
         "adapter_path": found.adapter,
         "trust_remote_code": found.trust_remote_code,
+        "code": found.code,
     }

@@ -20,7 +20,15 @@ from mlx_nb.client.patching import Patch, Patches
 from mlx_nb.client.processors import read_options
 from mlx_nb.client.streaming import FreeRun
 from mlx_nb.shared.capture import BUDGET_BYTES
-from mlx_nb.shared.errors import ClusterError, MlxNbError, NoModelError, OptionError, PromptError
+from mlx_nb.shared.code_file import read_code
+from mlx_nb.shared.errors import (
+    ClusterError,
+    MlxNbError,
+    NoModelError,
+    OptionError,
+    PromptError,
+    RemoteCodeError,
+)
 from mlx_nb.shared.ids import Rank
 from mlx_nb.shared.kv_report import KVReport
 from mlx_nb.shared.loaded import LoadedShard
@@ -67,6 +75,7 @@ class Pipe:
         patches: What changes values in its runs; made with `patch`.
         tracing: The trace that records its runs now; None for none.
         fault_count: How many faults have been put in so far.
+        reloads: How often its code was read again.
     """
 
     def __init__(self, cluster: "Cluster", name: str, wishes: dict[str, Any], why_so: str = "") -> None:
@@ -79,7 +88,7 @@ class Pipe:
         self.breakpoints = Breakpoints(self)
         self.patches = Patches(self)
         self.tracing: LiveTrace | None = None
-        self.fault_count = 0
+        self.fault_count = self.reloads = 0
         self._wishes = wishes
         self._lock = threading.RLock()
         self._unloaded = False
@@ -99,7 +108,10 @@ class Pipe:
         remote = self.cluster.remote
         try:
             remote.call_all("connect")
-            pending = self.submit_all("load", self.name, on_event=on_event, **self._wishes)
+            wishes = dict(self._wishes)
+            if wishes.get("code"):  # as it is now, also after a restart
+                wishes["code"] = read_code(wishes["code"])
+            pending = self.submit_all("load", self.name, on_event=on_event, **wishes)
             self._shards = remote.wait(pending)
         except BaseException:
             if not remote.ended and not remote.out_of_reach():
@@ -125,6 +137,7 @@ class Pipe:
                 "dtype": first.dtype_wish,
                 "adapter_path": first.adapter or None,
                 "trust_remote_code": first.trusted,
+                "code": first.code or None,
             }
             pipe = cls(cluster, first.name, wishes)
             pipe.pipe_id, pipe._shards, pipe._found = pipe_id, shards, True
@@ -206,6 +219,11 @@ class Pipe:
         return self._shards[0].trusted
 
     @property
+    def code_path(self) -> str:
+        """The file under work that it was loaded with; empty without one."""
+        return self._shards[0].code
+
+    @property
     def num_ranks(self) -> int:
         return len(self._shards)
 
@@ -221,6 +239,7 @@ class Pipe:
         )
         width = f" · D {first.hidden_size}" if first.hidden_size else ""
         adapted = f" + adapter {PurePath(first.adapter).name}" if first.adapter else ""
+        adapted += f" · {PurePath(first.code).name}" if first.code else ""
         head = f"Pipe {self.name}{adapted} · {first.num_layers} layers{width} · {first.dtype} · {state}"
         if self._unloaded:  # the ranks hold nothing of it any more
             return f"{head}\n next: %mlx_load {self.name}"
@@ -245,6 +264,11 @@ class Pipe:
         """Every site of the model with shapes, dtypes, parameters and bytes."""
         from mlx_nb.client.planning import sites
 
+        if self.code_path:
+            raise RemoteCodeError(
+                f"Shape tables run no code of yours ({PurePath(self.code_path).name}).",
+                "Type: pipe.trace('…', sites='**').table(), for the shapes of a run",
+            )
         return sites(self.name)
 
     def encode(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
@@ -705,6 +729,32 @@ class Pipe:
         show_view(self, view, argument, **wishes)
 
     # End ------------------------------------------------------------------------------------------
+
+    def reload(self, code: str | Path | None = None) -> "Pipe":
+        """Read the model's file again, on all ranks or on none; the weights stay in memory.
+
+        Traces, patches and breakpoints stay; faults, runs and KV caches of the code before go, and a stepper begins
+        again with ``dbg.restart()``. What the code makes of tensors at load (`sanitize`) is made again.
+
+        Args:
+            code: Another file; None takes the one before.
+
+        Returns:
+            The pipe.
+
+        Raises:
+            OptionError: It was not loaded with ``code=``, or there is no such file.
+            CodeError: The file does not run, or does not fit the weights; the code before goes on.
+            PlanError: The layers can no longer be divided so.
+        """
+        from mlx_nb.client.reloading import reload
+
+        self._check()
+        self._shards = reload(self, code)
+        self._wishes["code"] = self.code_path
+        self.plan = self._make_plan()
+        self.patches.renew()
+        return self
 
     def unload(self) -> None:
         """Free the ranks' memory; does nothing the second time."""

@@ -109,7 +109,8 @@ def running(pipe: "Pipe", wish: Reference) -> Iterator[Side]:
         return
     with _alone(pipe, wish) as alone:
         side = side_of(alone)
-        yield Side(f"{wish.path or pipe.name} in one process", side.modules, side.run)
+        whose = ", mlx-lm's code" if pipe.code_path else ""
+        yield Side(f"{wish.path or pipe.name} in one process{whose}", side.modules, side.run)
 
 
 def _one_dtype(pipe: "Pipe") -> str:

@@ -12,8 +12,9 @@ from mlx_nb.engine.drive import Driver
 from mlx_nb.engine.interrupt import Interrupt
 from mlx_nb.engine.mpi_link import MpiLink
 from mlx_nb.engine.obtain import obtain_stage
+from mlx_nb.shared.code_file import read_code
 from mlx_nb.shared.console_words import in_console
-from mlx_nb.shared.errors import MlxNbError
+from mlx_nb.shared.errors import MlxNbError, RemoteCodeError
 from mlx_nb.shared.request import RunRequest, check_for_model, options_from
 from mlx_nb.shared.text import Trimmer, format_count
 
@@ -73,7 +74,13 @@ def _run(link: MpiLink, model: str, prompt: str, wishes: dict[str, Any], options
         if event["kind"] == "token":
             print(trim(event["text"]), end="", flush=True)
 
-    stage = obtain_stage(model, link, publish=show, **{**wishes, "split": counts})
+    code = read_code(wishes["code"]) if wishes.get("code") else None
+    if code is not None and not wishes["trust_remote_code"]:
+        raise RemoteCodeError(
+            f"{code.path} would run on every rank.",
+            f"If you trust it, type: %mlx_load {model} --code {code.name} --trust-remote-code",
+        )
+    stage = obtain_stage(model, link, publish=show, **{**wishes, "split": counts, "code": code})
     check_for_model(
         checked, vocabulary=stage.sizes.vocabulary, has_tokenizer=stage.prompter.tokenizer is not None
     )

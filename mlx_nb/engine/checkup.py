@@ -110,6 +110,7 @@ class WeightCheck:
             dtype=stage.dtype_wish,
             adapter_path=str(stage.adapter.folder) if stage.adapter else None,
             trust_remote_code=stage.trusted,
+            code=stage.code.file if stage.code else None,
             keep=self._compare,
         )
 

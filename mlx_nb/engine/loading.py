@@ -19,6 +19,7 @@ from mlx_nb.engine.context import ACTIVE
 from mlx_nb.engine.crossing import Crossing
 from mlx_nb.engine.kv import is_kv_entry, make_kv_cache, state_arrays
 from mlx_nb.engine.mlx_lm_api import dequantize_model, load_model
+from mlx_nb.engine.model_code import ModelCode
 from mlx_nb.engine.own_code import check_code
 from mlx_nb.engine.provenance import Provenance, and_more, watching
 from mlx_nb.engine.pytree import Tree, arrays_of, map_arrays
@@ -26,7 +27,7 @@ from mlx_nb.engine.reach import reachable
 from mlx_nb.engine.rehearse import undisturbed
 from mlx_nb.engine.unpack import Packed, packed_weights
 from mlx_nb.engine.weights import index_entry, read_tensors
-from mlx_nb.shared.errors import MlxNbError, ModelError, OptionError, WeightsError
+from mlx_nb.shared.errors import MlxNbError, ModelError, OptionError, UnfitWeightsError, WeightsError
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -75,13 +76,16 @@ def text_config(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, **config.get("text_config", {})}
 
 
-def build_model(folder: Path, *, trust_remote_code: bool, part: bool = False) -> tuple[nn.Module, Provenance]:
+def build_model(
+    folder: Path, *, trust_remote_code: bool, part: bool = False, code: ModelCode | None = None
+) -> tuple[nn.Module, Provenance]:
     """The whole model, lazily: nothing of its weights is read.
 
     Args:
         folder: Its folder.
         trust_remote_code: Whether code of its own may run.
         part: Whether some of its weight files are elsewhere, since this rank does not need them.
+        code: A file that defines the model, instead of mlx-lm's or the folder's own.
 
     Returns:
         The model, and which of its parameters no file gives: whoever reads one of them must refuse.
@@ -89,13 +93,21 @@ def build_model(folder: Path, *, trust_remote_code: bool, part: bool = False) ->
     Raises:
         WeightsError: A file is missing or damaged, or holds tensors that the model has no place for.
         RemoteCodeError: The model is built by code of its own, which may not run.
+        CodeError: What `code` makes does not fit the weights.
         ModelError: mlx-lm does not know the architecture, or refuses the configuration.
     """
-    check_code(folder, read_config(folder), trusted=trust_remote_code)
+    if code is None:
+        check_code(folder, read_config(folder), trusted=trust_remote_code)
     read_tensors(folder, part=part)
+    provenance = Provenance()
     try:
         with watching() as provenance:
-            model = load_model(folder, trust_remote_code=trust_remote_code)
+            classes = code.classes if code is not None else None
+            model = load_model(folder, trust_remote_code=trust_remote_code, classes=classes)
+    except UnfitWeightsError as error:
+        if code is None:
+            raise
+        raise code.explain(error, provenance.model) from error
     except MlxNbError:
         raise
     except SystemExit as error:  # a model file that ends the process when its package is missing
@@ -120,21 +132,24 @@ def build_model(folder: Path, *, trust_remote_code: bool, part: bool = False) ->
     return model, provenance
 
 
-def explain_lacking(lacking: list[str], provenance: Provenance, folder: Path) -> WeightsError:
+def explain_lacking(lacking: list[str], provenance: Provenance, folder: Path) -> UnfitWeightsError:
     """The error for parameters that a rank reads and no file gives: tensor, file, shapes."""
     tensors = read_tensors(folder, part=True)
     first, again = lacking[0], "Fetch the model again, or copy the file again."
     if first in provenance.misfits:
         where = f" ({tensors[first].file})" if first in tensors else ""
         more = f"; {len(lacking) - 1} more do not fit" if len(lacking) > 1 else ""
-        return WeightsError(
+        return UnfitWeightsError(
             f"tensor {first}{where} does not fit: {provenance.misfits[first]}{more}.",
             "Fetch the model again: config.json and the weights do not belong together.",
+            first,
         )
     files = sorted({tensor.file for tensor in tensors.values()})
     where = index_entry(folder, first) or (files[0] if len(files) == 1 else f"all {len(files)} weight files")
     are = "is" if len(lacking) == 1 else "are"
-    return WeightsError(f"{and_more('tensor', lacking)} {are} missing from {where} in {folder}.", again)
+    return UnfitWeightsError(
+        f"{and_more('tensor', lacking)} {are} missing from {where} in {folder}.", again, first
+    )
 
 
 def set_compute_dtype(model: nn.Module, dtype: str | None) -> tuple[nn.Module, str, dict[str, Packed]]:

@@ -34,13 +34,23 @@ def check_version() -> None:
     refuse_untried(found, fix)
 
 
-def load_model(folder: Path, *, trust_remote_code: bool) -> nn.Module:
+def load_model(folder: Path, *, trust_remote_code: bool, classes: tuple[Any, Any] | None = None) -> nn.Module:
     """A model folder as mlx-lm builds it, lazily.
+
+    Args:
+        folder: Its folder.
+        trust_remote_code: Whether code from there may run.
+        classes: The model's class and that of its arguments, instead of mlx-lm's or the folder's own.
 
     Raises:
         ValueError: What mlx-lm says of weights or configuration that it cannot use.
     """
     load = _find("utils", "load_model")
+    if classes is not None:
+        model, _ = load(
+            folder, lazy=True, get_model_classes=lambda config: classes, model_config={"model_file": None}
+        )
+        return model
     if "trust_remote_code" in inspect.signature(load).parameters:
         model, _ = load(folder, lazy=True, trust_remote_code=trust_remote_code)
         return model

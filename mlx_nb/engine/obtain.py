@@ -38,6 +38,7 @@ def obtain_stage(
         MlxNbError: The model cannot be had, or not be loaded so.
     """
     ranks, split = size or transport.size, wishes.get("split", "even")
+    own = wishes.get("code") is not None  # only mlx-lm's code tells beforehand which files a share needs
 
     def share(folder: Path) -> set[str] | None:
         # Before any weight is fetched for a model that may not be built.
@@ -46,7 +47,7 @@ def obtain_stage(
 
     where = f"Rank {transport.rank} ({platform.node().split('.')[0]})"
     try:
-        folder = resolve_model(name, progress, share)
+        folder = resolve_model(name, progress, None if own else share)
     except ModelDownloadError as error:  # each host has a download cache of its own
         raise type(error)(f"{where}: {error.problem}", error.fix) from error
     except ModelNotFoundError as error:

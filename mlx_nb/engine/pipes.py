@@ -16,6 +16,7 @@ from mlx_nb.engine.mpi_link import MpiLink
 from mlx_nb.engine.obtain import obtain_stage
 from mlx_nb.engine.run import Run
 from mlx_nb.engine.stage import Stage
+from mlx_nb.shared.code_file import CodeFile
 from mlx_nb.shared.errors import NoModelError, RunError
 from mlx_nb.shared.loaded import LoadedShard
 from mlx_nb.shared.outcome import Outcome
@@ -23,6 +24,7 @@ from mlx_nb.shared.request import Prompt, RunRequest
 from mlx_nb.shared.tokens import PromptTokens
 
 PIPES: dict[str, Stage] = {}
+_PREPARED: dict[str, Stage] = {}
 DRIVER = Driver(ON_THIS_RANK)
 _link: MpiLink | None = None
 
@@ -51,6 +53,7 @@ def load(
     ranks: int | None = None,
     adapter_path: str | None = None,
     trust_remote_code: bool = False,
+    code: CodeFile | None = None,
 ) -> LoadedShard:
     """Load this rank's share of a model under a pipe's name; over the first `ranks` ranks, or over all."""
     last = 0.0
@@ -72,6 +75,7 @@ def load(
         dtype=dtype,
         adapter_path=adapter_path,
         trust_remote_code=trust_remote_code,
+        code=code,
         publish=events.publish,
     )
     PIPES[pipe_id] = stage
@@ -79,9 +83,48 @@ def load(
     return stage.loaded()
 
 
+def prepare_reload(pipe_id: str, code: CodeFile) -> LoadedShard:
+    """Build a pipe's share with other code, beside the one that runs; only new weights are read. On all ranks."""
+    old = stage_of(pipe_id)
+    drop_reload(pipe_id)
+    stage = Stage(
+        old.name,
+        old.folder,
+        old.transport,
+        size=old.size,
+        split=[len(shard.layers) for shard in old.shards],
+        dtype=old.dtype_wish,
+        adapter_path=str(old.adapter.folder) if old.adapter else None,
+        trust_remote_code=True,
+        publish=events.publish,
+        code=code,
+        known=old,
+    )
+    _PREPARED[pipe_id] = stage
+    return stage.loaded()
+
+
+def commit_reload(pipe_id: str) -> None:
+    """Let the share that was prepared take its pipe's place; what traces have recorded stays."""
+    old, new = stage_of(pipe_id), _PREPARED.pop(pipe_id)
+    old.close()
+    new.captures = old.captures
+    PIPES[pipe_id] = new
+    offer(new)
+    del old
+    release()
+
+
+def drop_reload(pipe_id: str) -> None:
+    """Forget what was prepared: another rank could not."""
+    if _PREPARED.pop(pipe_id, None) is not None:
+        release()
+
+
 def unload(pipe_id: str) -> int:
     """Forget a pipe; MLX's memory in use afterwards, in bytes."""
     stage = PIPES.pop(pipe_id, None)
+    _PREPARED.pop(pipe_id, None)
     if stage is not None:
         stage.close()
         offer(next(reversed(PIPES.values()), None))  # the one loaded last of those that stay
@@ -209,6 +252,9 @@ CALLS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
         load,
+        prepare_reload,
+        commit_reload,
+        drop_reload,
         unload,
         loaded,
         encode,

@@ -16,7 +16,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_nb.engine.reach import reachable
-from mlx_nb.shared.errors import WeightsError
+from mlx_nb.shared.errors import UnfitWeightsError
 from mlx_nb.shared.text import format_shape
 
 
@@ -27,23 +27,39 @@ class Provenance:
     Attributes:
         unfilled: The arrays that stand where no file gave a fitting tensor, by parameter.
         misfits: For those that a file gave in another shape: ``[96, 64] in the file, [95, 64] in the model``.
+        stored_as: The tensor of the files that a parameter is, as it is; none for those that mlx-lm made of others.
+        model: The model, once its tensors are put into it.
     """
 
     unfilled: dict[str, mx.array] = field(default_factory=dict)
     misfits: dict[str, str] = field(default_factory=dict)
+    stored_as: dict[str, str] = field(default_factory=dict)
+    model: nn.Module | None = None
+    _read: dict[int, tuple[str, Any]] = field(default_factory=dict)
+
+    def read(self, tensors: Any) -> None:
+        """Remember what a file was read as; the arrays are held, so that no other takes an id of theirs."""
+        if isinstance(tensors, dict):
+            self._read.update({id(array): (name, array) for name, array in tensors.items()})
 
     def take(self, model: nn.Module, given: dict[str, Any]) -> dict[str, mx.array]:
         """Compare what a model needs with what is given; returns what fits.
 
         Raises:
-            WeightsError: Tensors are given that the model has no place for.
+            UnfitWeightsError: Tensors are given that the model has no place for.
         """
         wanted: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
+        self.model = model
+        self.stored_as = {
+            name: self._read[id(array)][0] for name, array in given.items() if id(array) in self._read
+        }
+        self._read.clear()
         if extra := sorted(given.keys() - wanted.keys()):
-            raise WeightsError(
+            raise UnfitWeightsError(
                 f"{and_more('tensor', extra)} {'has' if len(extra) == 1 else 'have'} no place in the model"
                 " that config.json describes.",
                 "Fetch the model again: config.json and the weights do not belong together.",
+                extra[0],
             )
         for name, array in wanted.items():
             if name not in given:
@@ -69,8 +85,19 @@ def watching() -> Iterator[Provenance]:
             return original(model, given, strict=strict)
         return original(model, list(seen.take(model, dict(given)).items()), strict=False)
 
+    load = mx.load
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        tensors = load(*args, **kwargs)
+        seen.read(tensors)
+        return tensors
+
     with _instead(load_weights):
-        yield seen
+        mx.load = watched
+        try:
+            yield seen
+        finally:
+            mx.load = load
 
 
 @contextmanager

@@ -36,6 +36,7 @@ from mlx_nb.engine.loading import (
     text_config,
 )
 from mlx_nb.engine.memory import release
+from mlx_nb.engine.model_code import ModelCode, pointing_at
 from mlx_nb.engine.needed import files_of_share
 from mlx_nb.engine.own_code import check_code
 from mlx_nb.engine.patching import Patches
@@ -50,8 +51,10 @@ from mlx_nb.engine.summary import Sizes
 from mlx_nb.engine.transfer import as_numpy
 from mlx_nb.engine.transport import Transport
 from mlx_nb.engine.unloaded import stored_dtype
+from mlx_nb.engine.unpack import Packed
 from mlx_nb.engine.weights import absent_files
-from mlx_nb.shared.errors import AdapterError, ModelError, PartOfModelError, RunError, WeightsError
+from mlx_nb.shared.code_file import CodeFile
+from mlx_nb.shared.errors import AdapterError, CodeError, ModelError, PartOfModelError, RunError, WeightsError
 from mlx_nb.shared.kv_report import KVReport
 from mlx_nb.shared.legal import choose_counts
 from mlx_nb.shared.loaded import LoadedShard
@@ -76,6 +79,8 @@ class Stage:
         runs: The runs that are open here, by id.
         captures: What traces have recorded.
         faults: What is wrong with it on purpose.
+        code: The file under work that builds the model; None for mlx-lm's or the folder's own code.
+        stored_as: The tensor of the files that each parameter is, where it is one as it is.
         parents: Paths of the modules that have submodules.
         order: Module paths, and those of attention, in the order in which one pass first calls them.
         repeated: Paths of the modules, and of attention in them, that one pass calls more than once.
@@ -95,15 +100,21 @@ class Stage:
         trust_remote_code: bool = False,
         publish: Publish = lambda _event: None,
         keep: Keep | None = None,
+        code: CodeFile | None = None,
+        known: "Stage | None" = None,
     ) -> None:
-        """Load a share. Arguments as `Cluster.load`; `keep` as `materialise` takes it."""
+        """Load a share.
+
+        Arguments as `Cluster.load`; `keep` as `materialise` takes it; `known` is the same model's share run by other
+        code, whose weights are taken where both have them.
+        """
         began = time.perf_counter()
         self.dtype_wish = dtype
         self.name, self.folder, self.transport, self.publish = name, folder, transport, publish
         self.rank, self.size = transport.rank, size or transport.size
         self.trusted = trust_remote_code
-        with self._saying_where():
-            self._load(split, dtype, adapter_path, keep)
+        with self._saying_where(), pointing_at(code):
+            self._load(split, dtype, adapter_path, keep, code, known)
         release()
         self.load_s = time.perf_counter() - began
         self.hooks = Hooks(self.model)
@@ -137,7 +148,13 @@ class Stage:
         self.reported_kv: list[Any] = []  # what the last report was about, so that its handles stay true
 
     def _load(
-        self, split: str | Sequence[int], dtype: str | None, adapter_path: str | None, keep: Keep | None
+        self,
+        split: str | Sequence[int],
+        dtype: str | None,
+        adapter_path: str | None,
+        keep: Keep | None,
+        code: CodeFile | None,
+        known: "Stage | None",
     ) -> None:
         """Build the model, take a place in it, and read what is needed there.
 
@@ -145,8 +162,14 @@ class Stage:
             MlxNbError: The model, its weights, the adapter or the split cannot be used.
         """
         self.config = text_config(read_config(self.folder))
-        check_code(self.folder, self.config, trusted=self.trusted)
+        if code is None:
+            check_code(self.folder, self.config, trusted=self.trusted)
+        self.code = None if code is None else ModelCode(code)
         self.model, provenance = self._build(split)
+        if self.code is not None and provenance.misfits:
+            # Also those of other ranks: with a shape that is wrong the first pass would fail, and not say why.
+            error = explain_lacking(sorted(provenance.misfits), provenance, self.folder)
+            raise self.code.explain(error, self.model)
         # Before any weight is read: what it refuses would have cost the time.
         self.prompter = Prompter(self.folder, self.config, trust_remote_code=self.trusted)
         layers = transformer_layers(self.model)
@@ -158,12 +181,45 @@ class Stage:
         results = results_of(self.model, received, make_crossing=self.crossing, is_last=self.shard.is_last)
         # Whatever the share reads comes from a file: MLX would leave it random without a word.
         if lacking := provenance.lacking(results):
-            raise explain_lacking(lacking, provenance, self.folder)
+            error = explain_lacking(lacking, provenance, self.folder)
+            raise error if self.code is None else self.code.explain(error, self.model)
         if self.adapter and (lacking := self.adapter.provenance.lacking(results)):
             raise self.adapter.explain(lacking)
         self.owned = owned_parameters(self.model, results)
         del results  # it would keep what is read on the way to an owned parameter
+        self.stored_as = provenance.stored_as
+        self._take_over(known, packed)
         self.weight_bytes = materialise(self.model, self.owned, packed, self.folder, keep)
+
+    def _take_over(self, known: "Stage | None", packed: dict[str, Packed]) -> None:
+        """Take the weights that another stage of this model has in memory, where they are the same tensors of the files.
+
+        What the model's code makes of tensors at load (it stacks or transposes some) is made again: that may have changed.
+        """
+        self.taken_over: tuple[str, ...] = ()
+        if known is None or known.dtype != self.dtype or known.adapter or self.adapter:
+            return
+
+        def same(name: str) -> bool:
+            parts = [
+                name,
+                *(f"{name.removesuffix('weight')}{part}" for part in ("scales", "biases") if name in packed),
+            ]
+            return (
+                all(self.stored_as.get(part) == known.stored_as.get(part) for part in parts)
+                and name in self.stored_as
+            )
+
+        taken = {
+            name: known.owned[name]
+            for name, array in self.owned.items()
+            if name in known.owned and same(name) and known.owned[name].shape == array.shape
+        }
+        for name in taken:
+            packed.pop(name, None)
+        self.owned.update(taken)
+        self.model.update(tree_unflatten(list(taken.items())), strict=False)
+        self.taken_over = tuple(taken)
 
     def _build(self, split: str | Sequence[int]) -> tuple[nn.Module, Provenance]:
         """The whole model; where weight files are absent, from those that hold this rank's share.
@@ -172,6 +228,8 @@ class Stage:
             WeightsError: A file that this rank needs is missing.
             PartOfModelError: mlx-lm cannot do without the others.
         """
+        if self.code is not None:
+            return build_model(self.folder, trust_remote_code=self.trusted, code=self.code)
         absent = absent_files(self.folder)
         wanted = files_of_share(self.folder, self.rank, self.size, split, name=self.name) if absent else None
         if wanted is None:
@@ -200,7 +258,7 @@ class Stage:
         """Put the rank into an error about files: on several hosts, another one's copy may be whole."""
         try:
             yield
-        except (WeightsError, AdapterError) as error:
+        except (WeightsError, AdapterError, CodeError) as error:
             raise type(error)(f"Rank {self.rank} ({_host()}): {error.problem}", error.fix) from error
 
     def _place(self, cuts: Cuts, wanted: Sequence[Shard], *, even: bool) -> None:
@@ -281,6 +339,8 @@ class Stage:
             cuts=self.cuts.plain,
             adapter=str(self.adapter.folder) if self.adapter else "",
             trusted=self.trusted,
+            code=self.code.file.path if self.code else "",
+            taken_over=len(self.taken_over),
         )
 
     # Runs ---------------------------------------------------------------------------------------

@@ -74,12 +74,28 @@ class WeightsError(ModelError):
     """A weight file is missing, truncated, or lacks a tensor that this rank owns."""
 
 
+class UnfitWeightsError(WeightsError):
+    """The files' tensors and the model's parameters do not belong together.
+
+    Attributes:
+        tensor: The first that does not fit; it stays on its rank.
+    """
+
+    def __init__(self, problem: str, fix: str, tensor: str = "") -> None:
+        super().__init__(problem, fix)
+        self.tensor = tensor
+
+
 class AdapterError(ModelError):
     """An adapter is not there, is damaged, or was made for another model."""
 
 
 class RemoteCodeError(ModelError):
     """A model's folder brings code of its own, and nobody has said that it may run."""
+
+
+class CodeError(ModelError):
+    """A model file under work is not Python, raises, or does not fit the weights; the message names file and line."""
 
 
 class PartOfModelError(WeightsError):

@@ -34,6 +34,8 @@ class LoadedShard:
         cuts: Where the model may be cut.
         adapter: The adapter's folder on this host; empty without one.
         trusted: Whether code from the model's folder was allowed to run.
+        code: The file under work that builds the model, on the notebook's host; empty without one.
+        taken_over: How many of its parameters were in memory already when the code was read again.
     """
 
     name: str
@@ -60,6 +62,8 @@ class LoadedShard:
     adapter: str = ""
     trusted: bool = False
     attends: tuple[str, ...] = ()
+    code: str = ""
+    taken_over: int = 0
 
     @property
     def places(self) -> tuple[str, ...]:

@@ -68,6 +68,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "gpt_neox": {
         **_COMMON,
         **_ROPE,
+        "num_key_value_heads": 4,
         "intermediate_size": 256,
         "hidden_act": "gelu_new",  # mlx-lm's, whatever the configuration says
         "rotary_pct": 0.25,

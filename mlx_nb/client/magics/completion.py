@@ -20,7 +20,7 @@ from mlx_nb.client.magics.cluster import SUBCOMMANDS as CLUSTER
 from mlx_nb.client.magics.cluster import cluster_parser
 from mlx_nb.client.magics.diff import diff_parser
 from mlx_nb.client.magics.doctor import doctor_parser
-from mlx_nb.client.magics.model import generate_parser, load_parser
+from mlx_nb.client.magics.model import generate_parser, load_parser, reload_parser
 from mlx_nb.client.magics.parsing import Parser
 from mlx_nb.client.magics.patches import patch_parser
 from mlx_nb.client.magics.step import SUBCOMMANDS as STEP
@@ -37,6 +37,7 @@ _LINE = re.compile(r"\s*(?P<magic>%{0,2}mlx_\w+)(?P<rest>\s.*)?$", re.DOTALL)
 _PARSERS: dict[str, Callable[[], Parser]] = {
     "mlx_cluster": cluster_parser,
     "mlx_load": load_parser,
+    "mlx_reload": reload_parser,
     "mlx_generate": generate_parser,
     "mlx_chat": chat_parser,
     "mlx_step": step_parser,
@@ -107,7 +108,9 @@ def magic_matcher(context: CompletionContext) -> SimpleMatcherResult:
         return {"completions": []}
     typed = "" if line[-1].isspace() else line.split()[-1]
     matches = [SimpleCompletion(word, type="magic") for word in candidates(line) if word.startswith(typed)]
-    folder = not matches and found["magic"].endswith("mlx_load")  # a path: IPython completes those well
+    folder = not matches and found["magic"].endswith(
+        ("mlx_load", "mlx_reload")
+    )  # a path: IPython completes those well
     return {"completions": matches, "matched_fragment": typed, "suppress": not folder, "ordered": True}
 
 

@@ -39,6 +39,14 @@ def generate_parser() -> Parser:
     return parser
 
 
+def reload_parser() -> Parser:
+    parser = Parser(
+        "%mlx_reload", "read the model's file again, the one of %mlx_load --code; the weights stay in memory"
+    )
+    parser.add_argument("code", nargs="?", metavar="FILE", help="another file; none takes the one before")
+    return parser
+
+
 @magics_class
 class ModelMagics(Magics):
     """Loading and generating."""
@@ -66,6 +74,14 @@ class ModelMagics(Magics):
             current.pipe = pipe
         offer(self.shell, "pipe", pipe)
         return pipe
+
+    @no_var_expand
+    @line_magic
+    @one_line_errors
+    def mlx_reload(self, line: str) -> Pipe:
+        """Read the model's file again: see ``%mlx_reload --help``."""
+        found = parse_words(reload_parser(), line)
+        return need_pipe().reload(found.code)
 
     @no_var_expand
     @line_cell_magic
