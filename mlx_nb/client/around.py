@@ -36,6 +36,16 @@ def around(shard: LoadedShard, patterns: Sequence[str], tokens: int) -> tuple[li
         path for path in order if path and not any(_inside(path, one) or _inside(one, path) for one in layers)
     ]
     start = order.index(layers[0]) if layers[0] in order else 0
+    # Those beside the layers that this model never calls, but the other may: somebody forgot them.
+    home = layers[0].rpartition(".")[0].rpartition(".")[0]
+    idle = [
+        path
+        for path, _ in shard.modules
+        if path
+        and path not in order
+        and path.rpartition(".")[0] in ("", home)
+        and not any(_inside(one, path) for one in layers)
+    ]
     before = [path for path in beside if order.index(path) < start]
     behind = [path for path in beside if path not in before]
     size_bytes, note, logits = 4 * shard.vocabulary * tokens, "", ["logits"]
@@ -46,7 +56,8 @@ def around(shard: LoadedShard, patterns: Sequence[str], tokens: int) -> tuple[li
             "sites='layers.*,logits' compares them."
         )
     sites = [f"{path}.{OUTPUT}" for path in before] + [f"{layers[0]}.{INPUT}"]
-    return sites + [f"{path}.{kind}" for path in behind for kind in (INPUT, OUTPUT)] + logits, note
+    sites += [f"{path}.{kind}" for path in behind for kind in (INPUT, OUTPUT)]
+    return sites + [f"{path}.{OUTPUT}" for path in idle] + logits, note
 
 
 def _inside(path: str, other: str) -> bool:

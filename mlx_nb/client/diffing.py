@@ -85,6 +85,7 @@ class _Comparison:
         theirs = self._theirs([*patterns, *_both_kinds(patterns)] if forced else patterns)
         if self.side.saved is not None:
             self._tell_what_lacks(beside)
+        self._tell_what_is_never_called(theirs)
         if self.side.foreign:
             lacking = [name for name in self._modules if name and name not in self.side.modules]
             names = ", ".join(sorted({name.rpartition(".")[2] for name in lacking})[:6])
@@ -117,7 +118,7 @@ class _Comparison:
         first = next((row for row in rows if row.verdict != SAME), None)
         inside: list[DiffRow] = []
         told: list[str] = []
-        if first is not None and first.layer >= 0 and self.side.run is not None:
+        if first is not None and first.layer >= 0:
             inside, told = self._inside(first.layer, theirs if forced else None)
         if not told:
             told = self._clues(rows, final)
@@ -152,6 +153,14 @@ class _Comparison:
                 f"The trace has no {names}, so that was not compared: record sites='layers.*,layers.*.input,{names}'."
             )
 
+    def _tell_what_is_never_called(self, theirs: Trace) -> None:
+        """Say which modules the other calls, and this model has and leaves alone: somebody forgot to call them."""
+        here = set(self.pipe.shards[0].order)
+        called = {record.site.rpartition(".")[0] for record in theirs.records()} & set(self._modules)
+        names = sorted({name.rpartition(".")[2] for name in called - here})
+        if names:
+            self._note(f"This model has {', '.join(names)}, as the other has, but never calls it.")
+
     def _ours(self, sites: Sequence[str], theirs: Trace | None = None, fed: Collection[str] = ()) -> Trace:
         """What the pipe makes of the prompt; the sites in `fed` are given the other's values, after they were recorded."""
         options = dict(self.options)
@@ -175,7 +184,15 @@ class _Comparison:
     def _fed_to(self, theirs: Trace, patterns: Sequence[str]) -> set[str]:
         """The sites at which the pipe is given what the other has: what goes into the modules that are compared,
         and what comes out of them where no layer follows that is given its own."""
-        known = {record.site for record in theirs.records()}
+        compared = [
+            *patterns,
+            *_both_kinds(patterns),
+        ]  # a trace may hold more: it would mend what is to be judged
+        known = {
+            site
+            for site in (record.site for record in theirs.records())
+            if any(matches(site, pattern) for pattern in compared)
+        }
         layers = {f"{path}.{OUTPUT}" for path in self._layer_paths[:-1] if f"{path}.{INPUT}" in known}
         return known - layers - self._aside
 
@@ -249,8 +266,11 @@ class _Comparison:
         if not names:
             return [], []
         sites = [f"{name}.{kind}" for name in names for kind in (INPUT, OUTPUT)]
+        if self.side.saved is not None and not any(one.site in sites for one in self.side.saved.records()):
+            return [], []  # a trace has what was recorded
         entry = f"{path}.{INPUT}"
         reference = self._theirs([entry, *sites])
+        self._tell_what_is_never_called(reference)
         fed = {entry} if theirs is not None else set()
         free = self._ours(sites, reference, fed)
         rows = [self._row(*pair) for pair in self._pairs(free, reference)]
@@ -264,7 +284,7 @@ class _Comparison:
         kept = [row for row in rows if not row.site.endswith(f".{INPUT}") or row.verdict != SAME]
         told = self._clues(kept, pairs)
         for trace in (free, local, reference):
-            if trace is not None:
+            if trace is not None and trace is not self.side.saved:
                 trace.drop()
         return kept, told
 

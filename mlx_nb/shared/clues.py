@@ -77,7 +77,7 @@ def _tokens(a: np.ndarray, b: np.ndarray, tolerance: float) -> str:
     if wrong == list(range(wrong[0], len(a))):
         if wrong[0] == 1:
             return "Token 0 is right, all others are wrong: look at positions (RoPE) and at the mask."
-        return f"It is right up to token {wrong[0] - 1}, and wrong from there on: look at the mask's window, and at the KV cache where a chunk begins."
+        return f"It is right up to token {wrong[0] - 1}, and wrong from there on: look at RoPE's offset, the mask's window and the KV cache, where a chunk begins."
     if len(wrong) == 1:
         return f"Only token {wrong[0]} is wrong."
     return f"{len(wrong)} of {len(a)} tokens are wrong, first token {wrong[0]}."

@@ -172,6 +172,8 @@ class DiffReport:
                 told.append(hint)
             told.append(
                 f"Look there: pipe.check(), or dbg = pipe.debug(…); dbg.until('{self.first.site.replace('.output', '.input')}')"
+                if "." in self.first.site
+                else "Look there: pipe.check()"
             )
         return told
 
@@ -233,15 +235,20 @@ def hint_at(site: str) -> str:
 
     >>> hint_at("layers.3.self_attn.rope#1.output")
     'Usual causes: the base, scale or offset of RoPE, or which dimensions it pairs.'
+    >>> hint_at("layers.3.mlp.down_proj.input")
+    'What goes in is wrong, and what came out of the modules before it is right: look at the code between them.'
     """
-    stem = re.sub(r"#\d+", "", site).rpartition(".")[0]
+    stem, _, kind = re.sub(r"#\d+", "", site).rpartition(".")
     name = stem.rpartition(".")[2]
+    if kind == "input" and not re.fullmatch(_BEHIND_ATTENTION, name):
+        return "What goes in is wrong, and what came out of the modules before it is right: look at the code between them."
     for pattern, causes in _CAUSES:
         if re.fullmatch(pattern, name):
             return f"Usual causes: {causes}."
     return ""
 
 
+_BEHIND_ATTENTION = r"o_proj|out_proj|dense"
 _CAUSES = (
     (r"rope|rotary.*", "the base, scale or offset of RoPE, or which dimensions it pairs"),
     (r".*norm.*|ln_\w+", "the norm's epsilon, or a weight that counts from 1 (Gemma) or from 0"),
@@ -251,7 +258,7 @@ _CAUSES = (
     ),
     (r"v_proj|gate_proj|up_proj|down_proj|w[123]", "a transposed or exchanged weight, a lost bias"),
     (
-        r"o_proj|out_proj|dense",
+        _BEHIND_ATTENTION,
         "the mask, the scale or soft cap of the scores, the order of the KV heads, the KV cache",
     ),
     (r"embed\w*|wte", "the scale of the embeddings, or other token ids"),

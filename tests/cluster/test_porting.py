@@ -58,6 +58,12 @@ def test_code_is_read_again_and_the_weights_stay(kind: str, cluster3: Cluster, t
         assert not pipe.diff(before)  # what the code before has made is still there
         assert pipe.check().ok  # by the code that runs, all is as it should be
 
+        file.write_text(re.sub(r"return self\.norm\((.+?)\)", r"return \1", good, count=1))
+        pipe.reload()
+        report = pipe.diff(plain, IDS)
+        assert [row.site for row in report.rows if row.verdict != "same"] == ["logits"]
+        assert "This model has norm, as the other has, but never calls it." in report.notes
+
         file.write_text(good)
         with pipe.debug(IDS) as dbg:
             dbg.until("layers.0.mlp.input")

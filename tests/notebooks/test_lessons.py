@@ -71,9 +71,28 @@ def test_the_lesson_on_the_debugger_finds_its_bugs_and_checks_itself(tmp_path: P
     assert said.count("<|endoftext|>") == 8
     assert "model.layers.5.mlp.up_proj.output, first at" in said
     assert "Its input was still finite" in said
-    assert said.count("Right: ") == 4
+    assert said.count("Right: ") == 6
     for bug in (1, 2, 3):
         assert f"Bug {bug} is gone" in said
+
+
+@pytest.mark.cluster
+def test_the_lesson_on_porting_mends_a_draft_step_by_step(tmp_path: Path) -> None:
+    done = run(nbformat.read(LESSONS / "08_porting_a_model.ipynb", as_version=4), tmp_path)
+
+    said = "\n".join(text_of(cell) for cell in done.cells if cell.cell_type == "code")
+    assert "mymodel.py, line 28: tensor model.layers.0.self_attn.k_proj.weight" in said
+    places = re.findall(r"^ first: (\S+) on rank \d", said, re.MULTILINE)
+    assert places == [
+        "layers.0.self_attn.rope#1.output",
+        "layers.0.self_attn.rope#1.output",
+        "layers.0.mlp.down_proj.input",
+        "logits",
+    ]
+    assert "37 tokens · all the same" in said
+    assert said.count("Right: ") == 6
+    assert "Right: The capital of France is Paris." in said
+    assert "exit code 0" in said
 
 
 def test_a_lesson_that_fails_would_be_noticed(tmp_path: Path) -> None:

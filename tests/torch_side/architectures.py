@@ -6,6 +6,7 @@
 import json
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,8 @@ def _write(folder: Path, name: str) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(3)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **CONFIGS[name]))
+    # transformers writes into what it is given, and all configurations share one dictionary for RoPE.
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **deepcopy(CONFIGS[name])))
     with torch.no_grad():
         for path, array in model.named_parameters():
             # At their usual size random weights hardly move the hidden state, and norms are all alike.
