@@ -21,6 +21,7 @@ from mlx_nb.shared.capture import (
 from mlx_nb.shared.errors import MlxNbError, OptionError
 from mlx_nb.shared.position import Summary
 from mlx_nb.shared.sites import alias_of
+from mlx_nb.shared.tensor import Details, DetailsWish, Window, WindowWish
 from mlx_nb.shared.text import format_number, format_shape, format_size
 
 Wanted = tuple[SiteRecord, tuple[int, ...], int, Index]
@@ -43,6 +44,12 @@ class Source(Protocol):
     def summaries(self, wanted: Sequence[Wanted]) -> list[Summary]:
         """Numbers, in the order asked for; the slices are left out of account."""
 
+    def look(self, record: SiteRecord, axis: int, wish: WindowWish | DetailsWish) -> Window | Details:
+        """Look at all passes of a site, joined along an axis, without fetching them."""
+
+    def texts(self, ids: Sequence[int]) -> list[str]:
+        """The text of single tokens; empty where nobody knows."""
+
     def drop(self) -> None:
         """Free the values."""
 
@@ -53,9 +60,13 @@ class Capture:
     Nothing is fetched before it is asked for: indexing slices where the values are, and fetches a copy of that.
 
     Attributes:
+        source: Where its values are.
         records: What it is made of.
+        layer_paths: The model's layers.
         axis: Where the passes are joined.
         stacked: Whether there is one more axis, of the sites, before all others.
+        model: The model's name.
+        fed: The token ids that its run was fed, as far as they are known.
 
     Shapes:
         one site: its own, such as ``[B, L, D]``, with the passes joined along L.
@@ -63,12 +74,20 @@ class Capture:
     """
 
     def __init__(
-        self, source: Source, records: Sequence[SiteRecord], layer_paths: Sequence[str], *, stacked: bool
+        self,
+        source: Source,
+        records: Sequence[SiteRecord],
+        layer_paths: Sequence[str],
+        *,
+        stacked: bool,
+        model: str = "",
+        fed: Sequence[int] = (),
     ) -> None:
-        self._source = source
-        self._layer_paths = layer_paths
+        self.source = source
+        self.layer_paths = layer_paths
         self.records = tuple(records)
         self.stacked = stacked
+        self.model, self.fed = model, fed
         first = self.records[0]
         self.axis = join_axis(first)
         self._one = joined_shape(first, self.axis)
@@ -154,7 +173,7 @@ class Capture:
         """
         if self._summary is None:
             everything = tuple(slice(0, length, 1) for length in self._one)
-            parts = self._source.summaries([self._wanted(record, everything) for record in self.records])
+            parts = self.source.summaries([self._wanted(record, everything) for record in self.records])
             axes = tuple("" if name.startswith("dim_") else name for name in self.axes)
             self._summary = merge_summaries(parts, None if self.stacked else self.axis, self.shape, axes)
         return self._summary
@@ -179,7 +198,7 @@ class Capture:
             first, *others = found.index
             rest = tuple(others)
             records = (records[first],) if isinstance(first, int) else records[first]
-        parts = self._source.slices([self._wanted(record, rest) for record in records])
+        parts = self.source.slices([self._wanted(record, rest) for record in records])
         many = self.stacked and isinstance(found.index[0], slice)
         if many:
             array = np.stack(parts) if parts else np.zeros(found.shape, self._empty_dtype)
@@ -257,15 +276,15 @@ class Capture:
 
     def __repr__(self) -> str:
         first, last = self.records[0], self.records[-1]
-        alias = alias_of(first.site, self._layer_paths)
+        alias = alias_of(first.site, self.layer_paths)
         name = first.label if len(self.records) == 1 else f"{first.label} … {last.label}"
-        name += f" ({alias})" if alias and alias_of(last.site, self._layer_paths) == alias else ""
+        name += f" ({alias})" if alias and alias_of(last.site, self.layer_paths) == alias else ""
         ranks = self.rank if isinstance(self.rank, tuple) else (self.rank,)
         where = f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
         letters = tuple("" if axis.startswith("dim_") else axis for axis in self.axes)
         start, stop = self.tokens
         where_kept = (
-            self._source.where if len(ranks) > 1 else self._source.where.replace("their ranks", "the rank")
+            self.source.where if len(ranks) > 1 else self.source.where.replace("their ranks", "the rank")
         )
         lines = [
             f"Capture {name} · {where} · tokens {start}:{stop}",

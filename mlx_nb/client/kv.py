@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlx_nb.shared.errors import PlanError, RunError
-from mlx_nb.shared.kv_report import KVEntryReport, KVReport
+from mlx_nb.shared.kv_report import KVBuffer, KVEntryReport, KVReport
 
 if TYPE_CHECKING:
     from mlx_nb.client.pipe import Pipe
@@ -20,8 +20,19 @@ class KVBufferHandle:
     """
 
     def __init__(self, pipe: "Pipe", entry: KVEntryReport, name: str) -> None:
-        self._pipe, self._entry, self._name = pipe, entry, name
+        self.pipe, self.entry, self._name = pipe, entry, name
         self._buffer = entry.buffer(name)
+
+    @property
+    def buffer(self) -> KVBuffer:
+        """What is known of it.
+
+        Raises:
+            RunError: The entry has no such buffer.
+        """
+        if self._buffer is None:
+            raise _no_buffer(self.entry, self._name)
+        return self._buffer
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -38,11 +49,10 @@ class KVBufferHandle:
             RunError: The entry has no such buffer.
             TransferTooLargeError: The slice is over 64 MiB.
         """
-        if self._buffer is None:
-            raise _no_buffer(self._entry, self._name)
+        buffer = self.buffer
         wanted = index if isinstance(index, tuple) else (index,)
-        found: np.ndarray = self._pipe.cluster.remote.call(
-            self._entry.rank, "kv_slice", self._pipe.pipe_id, self._entry.place, self._buffer.name, wanted
+        found: np.ndarray = self.pipe.cluster.remote.call(
+            self.entry.rank, "kv_slice", self.pipe.pipe_id, self.entry.place, buffer.name, wanted
         )
         found.setflags(write=False)
         return found
@@ -57,7 +67,7 @@ class KVBufferHandle:
 
     def __repr__(self) -> str:
         held = self._buffer.held_shape if self._buffer else ()
-        return f"{self._name} of layer {self._entry.layer} · rank {self._entry.rank} · {list(self.shape)} {self.dtype}, held {list(held)}"
+        return f"{self._name} of layer {self.entry.layer} · rank {self.entry.rank} · {list(self.shape)} {self.dtype}, held {list(held)}"
 
 
 def _no_buffer(entry: KVEntryReport, name: object) -> RunError:

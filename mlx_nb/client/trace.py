@@ -130,14 +130,24 @@ class Trace:
                     f"Recorded are the tokens {spans[0].start}–{spans[-1].stop - 1}.",
                 )
             found = kept
-        return Capture(self._source, found, self.info.layer_paths, stacked=is_glob(site) or len(found) > 1)
+        return self._capture(found, stacked=is_glob(site) or len(found) > 1)
+
+    def _capture(self, records: Sequence[SiteRecord], *, stacked: bool = False) -> Capture:
+        run = records[0].run
+        fed = list(self.info.prompts[run]) if run < len(self.info.prompts) else []
+        if self.gen is not None:
+            fed += self.gen.token_ids
+        info = self.info
+        return Capture(
+            self._source, records, info.layer_paths, stacked=stacked, model=info.model, fed=tuple(fed)
+        )
 
     def __iter__(self) -> Iterator[Capture]:
         """The captures of the last run, site by site."""
         runs = self.runs
         for record in self.records():
             if record.run == runs[-1]:
-                yield Capture(self._source, [record], self.info.layer_paths, stacked=False)
+                yield self._capture([record])
 
     def joinable(self) -> Iterator[Capture]:
         """The same, without those whose passes cannot be joined along their tokens."""
@@ -145,7 +155,7 @@ class Trace:
         for record in self.records():
             if record.run == runs[-1] and record.passes[0].shape:
                 with suppress(OptionError):
-                    yield Capture(self._source, [record], self.info.layer_paths, stacked=False)
+                    yield self._capture([record])
 
     def __len__(self) -> int:
         """How many sites the last run has."""

@@ -26,6 +26,8 @@ from mlx_nb.shared.capture import (
 )
 from mlx_nb.shared.errors import TraceError
 from mlx_nb.shared.position import Summary
+from mlx_nb.shared.tensor import Details, DetailsWish, Window, WindowWish
+from mlx_nb.shared.tensor_reading import Grid, read
 from mlx_nb.shared.trace_format import FORMAT, KEY, header_text, tensor_name
 
 AT_ONCE_BYTES = 16 * 1024 * 1024
@@ -58,6 +60,13 @@ class FileSource:
             array = from_bits(np.asarray(self._joined((record, starts, axis, ()))), record.dtype)
             found.append(summarize_numpy(array, record.dtype))
         return found
+
+    def look(self, record: SiteRecord, axis: int, wish: WindowWish | DetailsWish) -> Window | Details:
+        pieces = [self._map(record, one.start) for one in record.passes]
+        return read(Grid(pieces, axis, wish.face, lambda part: _as_float32(part, record.dtype)), wish)
+
+    def texts(self, ids: Sequence[int]) -> list[str]:
+        return []  # a file has no tokenizer
 
     def drop(self) -> None:
         """A file stays until somebody deletes it."""
@@ -173,6 +182,11 @@ def _record(row: dict[str, Any]) -> SiteRecord:
 def _plain(value: Any) -> Any:
     """Lists out of JSON as the tuples that they were."""
     return tuple(_plain(item) for item in value) if isinstance(value, list) else value
+
+
+def _as_float32(array: Any, dtype: str) -> np.ndarray:
+    values = from_bits(np.asarray(array), dtype)
+    return (np.abs(values) if np.iscomplexobj(values) else values).astype(np.float32)
 
 
 def _numpy_dtype(dtype: str) -> np.dtype[Any]:

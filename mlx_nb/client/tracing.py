@@ -14,6 +14,7 @@ from mlx_nb.shared.ids import Rank
 from mlx_nb.shared.position import Summary
 from mlx_nb.shared.request import Prompt
 from mlx_nb.shared.sites import resolve_site
+from mlx_nb.shared.tensor import Details, DetailsWish, Window, WindowWish
 
 if TYPE_CHECKING:
     from mlx_nb.client.pipe import Pipe
@@ -39,6 +40,17 @@ class RankSource:
 
     def summaries(self, wanted: Sequence[Wanted]) -> list[Summary]:
         return self._ask("capture_summaries", wanted, parts=3)
+
+    def look(self, record: SiteRecord, axis: int, wish: WindowWish | DetailsWish) -> Window | Details:
+        starts = tuple(one.start for one in record.passes)
+        key = (self.trace_id, *record.key)
+        remote = self.pipe.cluster.remote
+        return remote.call(Rank(record.rank), "look_at_capture", self.pipe.pipe_id, key, starts, axis, wish)
+
+    def texts(self, ids: Sequence[int]) -> list[str]:
+        if not self.pipe.shards[0].has_tokenizer:
+            return []
+        return self.pipe.cluster.remote.call(Rank(0), "pieces", self.pipe.pipe_id, list(ids))
 
     def drop(self) -> None:
         self.pipe.call_all("drop_trace", self.trace_id)

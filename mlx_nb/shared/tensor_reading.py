@@ -16,7 +16,7 @@ BLOCK = 4 * 1024 * 1024
 """Values that are looked at together."""
 
 MOST_MAXIMA = 2048
-MOST_OUTLIERS, MOST_BAD = 10, 4
+MOST_OUTLIERS, MOST_BAD = 8, 4
 OCTAVES = 24
 """Powers of two below the largest value that are counted apart; what is smaller goes with the last."""
 
