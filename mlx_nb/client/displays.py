@@ -6,13 +6,21 @@
 from collections.abc import Callable
 from typing import Any
 
+from mlx_nb.client.capture import Capture
+from mlx_nb.client.kv import KVBufferHandle
 from mlx_nb.client.lens_view import show_lens
+from mlx_nb.client.tensor_view import display_tensor
 from mlx_nb.client.timeline_view import display_timeline
 from mlx_nb.shared.errors import MlxNbError
 from mlx_nb.shared.lens import Lens
 from mlx_nb.shared.timeline import Timeline
 
-DISPLAYS: dict[type, Callable[[Any], object]] = {Timeline: display_timeline, Lens: show_lens}
+DISPLAYS: dict[type, Callable[[Any], object]] = {
+    Timeline: display_timeline,
+    Lens: show_lens,
+    Capture: display_tensor,
+    KVBufferHandle: display_tensor,
+}
 
 
 def install_displays(ip: Any) -> None:

@@ -716,9 +716,10 @@ class Pipe:
         """Open a view in the notebook.
 
         Args:
-            view: ``step``, ``plan``, ``kv``, ``shapes``, ``tokens``, ``cluster``, ``timeline``, ``lens``.
-            argument: The prompt of ``tokens``; a site of ``shapes``; a timeline, or a run that has one (the last);
-                a prompt, a trace or a `Lens` for ``lens`` (the last run).
+            view: ``step``, ``plan``, ``kv``, ``shapes``, ``tokens``, ``cluster``, ``timeline``, ``lens``, ``tensor``.
+            argument: The prompt of ``tokens``; a site of ``shapes`` or ``tensor``; a timeline, or a run that has one
+                (the last); a prompt, a trace or a `Lens` for ``lens`` (the last run); for ``tensor`` also
+                ``trace[…]``, ``kv[17].keys``, or nothing: what stands in the stepper.
             **wishes: For ``lens``, as `lens`.
 
         Raises:

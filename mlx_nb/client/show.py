@@ -137,6 +137,12 @@ def _show_lens(pipe: "Pipe", prompt: Any, **wishes: Any) -> Any:
     return show_lens(lens_of(pipe, prompt, wishes))
 
 
+def _show_tensor(pipe: "Pipe", what: Any, site: str = "") -> Any:
+    from mlx_nb.client.tensor_view import show_tensor
+
+    return show_tensor(pipe, site or what)
+
+
 _OPEN: dict[str, Callable[..., Any]] = {
     "step": _show_step,
     "plan": lambda pipe, _: display(pipe.plan),
@@ -146,5 +152,6 @@ _OPEN: dict[str, Callable[..., Any]] = {
     "cluster": lambda pipe, _: display(pipe.cluster.status()),
     "timeline": _show_timeline,
     "lens": _show_lens,
+    "tensor": _show_tensor,
 }
 VIEWS = tuple(_OPEN)

@@ -300,6 +300,11 @@ def show_tensor(pipe: "Pipe | None", what: Any = "") -> LiveTensor:
     return _show_site(pipe, what)
 
 
+def display_tensor(what: Any) -> LiveTensor:
+    """As `show_tensor`, of a value that says itself where it is."""
+    return show_tensor(None, what)
+
+
 def _show_site(pipe: "Pipe", site: str) -> LiveTensor:
     """The last run's value at a site: its tokens are fed again, and recorded."""
     last = pipe.last[0] if isinstance(pipe.last, list) else pipe.last

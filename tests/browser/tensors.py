@@ -8,7 +8,23 @@ from mlx_nb.client.tensor_view import LiveTensor
 from mlx_nb.client.tensors import Tensor
 from mlx_nb.shared.tensor_reading import Grid, read
 
-PROMPT = "<|im_start|> user ↵ What ·is ·the ·capital ·of ·France ? <|im_end|> ↵ <|im_start|> assistant ↵".split()
+PROMPT = [
+    "<|im_start|>",
+    "user",
+    "↵",
+    "What",
+    "·is",
+    "·the",
+    "·capital",
+    "·of",
+    "·France",
+    "?",
+    "<|im_end|>",
+    "↵",
+    "<|im_start|>",
+    "assistant",
+    "↵",
+]
 
 
 def live(array: np.ndarray, letters: tuple[str, ...], **said: Any) -> LiveTensor:
@@ -24,7 +40,9 @@ def live(array: np.ndarray, letters: tuple[str, ...], **said: Any) -> LiveTensor
             "letters": letters,
             "dtype": str(array.dtype),
             "size_bytes": array.nbytes,
-            "look": lambda wish: read(Grid([array], 0, wish.face, lambda part: part.astype(np.float32)), wish),
+            "look": lambda wish: read(
+                Grid([array], 0, wish.face, lambda part: part.astype(np.float32)), wish
+            ),
             "positions": {along: range(array.shape[along])} if along >= 0 else {},
             "texts": lambda tokens: [PROMPT[token % len(PROMPT)] for token in tokens],
             "place": {"rank": 1, "site": "model.layers.15.output", "layer": 15},

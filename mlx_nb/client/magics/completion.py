@@ -84,6 +84,8 @@ def candidates(line: str) -> Sequence[str]:
         return (*_sites(typed), "layer=", "rank=", "token=")
     if magic == "mlx_step" and before[1:] in (["back"], ["b"]):
         return BACKWARDS
+    if before[1:] in (["tensor"], ["shapes"]) and magic == "mlx_show":
+        return _sites(typed)
     if magic in ("mlx_break", "mlx_patch") and first:
         return _sites(typed)
     table: dict[str, Sequence[str]] = {"mlx_cluster": CLUSTER, "mlx_load": KNOWN_NAMES, "mlx_show": VIEWS}

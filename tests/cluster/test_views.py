@@ -1,0 +1,104 @@
+"""The views over real ranks: what they show is what the ranks hold, and little of it travels."""
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from mlx_nb.client.live_view import close_views, live_views
+from mlx_nb.client.pipe import Pipe
+from mlx_nb.client.show import show_view
+from mlx_nb.client.tensor_view import display_tensor
+from mlx_nb.shared.errors import OptionError, SiteError
+from mlx_nb.shared.tensor import Window
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture(autouse=True)
+def _frozen() -> Iterator[None]:
+    yield
+    close_views()
+    assert live_views == []
+
+
+def until(condition, limit_s: float = 10) -> None:
+    ends = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.02)
+
+
+def cells(live) -> np.ndarray:
+    state = live.view.state
+    rows, columns = (0, state["height"]), (0, state["width"])
+    return Window(rows=rows, columns=columns, cells=live.view.overview, **state["overview"]).values()
+
+
+def test_a_tensor_of_a_trace_shows_its_values_numbers_and_tokens(pipe2: Pipe) -> None:
+    trace = pipe2.trace("What is the capital of France?", sites="layers.20.resid_post", max_tokens=2)
+    capture = trace["layers.20.resid_post"]
+
+    live = display_tensor(capture)
+    until(lambda: live.view.state["numbers"] or live.view.state["error"])
+
+    state = live.view.state
+    assert state["error"] == ""
+    assert (state["site"], state["suffix"], state["note"]) == ("layers.20", ".output", "rank 1")
+    assert (state["height"], state["width"]) == capture.shape[1:]
+    numbers = {cell["name"]: cell["value"] for cell in state["numbers"]}
+    assert numbers["NaN"] == numbers["Inf"] == "0"
+    values = capture[0]
+    row, column = np.unravel_index(np.abs(values).argmax(), values.shape)
+    assert (state["outliers"][0]["row"], state["outliers"][0]["column"]) == (row, column)
+    question = {
+        "version": state["version"],
+        "rows": [0, 8],
+        "columns": [100, 200],
+        "height": 99,
+        "width": 200,
+    }
+    answer = live._window(question)
+    found = np.frombuffer(answer.buffers[0], "<f4").reshape(8, 100)
+    assert (found == values[:8, 100:200]).all()
+    assert "<|im_start|>" in answer.content["row_labels"]
+    assert repr(capture) in live.view.text()
+    trace.drop()
+
+
+def test_a_site_is_recorded_with_the_last_runs_tokens_and_a_kv_buffer_is_shown(pipe2: Pipe) -> None:
+    run = pipe2.generate("What is the capital of France?", max_tokens=3)
+
+    live = show_view(pipe2, "tensor", "layers.3.resid_post")
+
+    assert pipe2.last is run
+    fed = len(run.prompt_ids) + 2
+    assert live.view.state["height"] == fed
+    assert f"{fed} tokens" in live.view.state["sentence"]
+    kv = pipe2.kv_cache()
+    buffer = display_tensor(kv[17].keys)
+    buffer._turn({"rows": 2, "columns": 3, "index": [0, 1, 0, 0]})
+    assert buffer.view.state["note"].startswith("rank 1")
+    assert np.array_equal(cells(buffer), kv[17].keys[0, 1])
+
+
+def test_it_follows_the_stepper(pipe2: Pipe) -> None:
+    with pipe2.debug("What is the capital of France?", max_tokens=2) as dbg:
+        dbg.layer(2)
+        live = show_view(pipe2, "tensor")
+        assert live.view.state["site"] == "layers.1"
+        dbg.layer()
+        until(lambda: live.view.state["site"] == "layers.2")
+        assert cells(live).max() == pytest.approx(dbg.value.max(), rel=0.01)
+    close_views()
+    assert dbg.listeners == []
+
+
+def test_what_cannot_be_shown_says_so(pipe2: Pipe) -> None:
+    with pytest.raises(OptionError, match="nothing is being stepped"):
+        show_view(pipe2, "tensor")
+    with pytest.raises(SiteError, match="No site"):
+        show_view(pipe2, "tensor", "layers.3.nonsense")
+    with pytest.raises(OptionError, match="int cannot be shown"):
+        show_view(pipe2, "tensor", 3)
