@@ -1,12 +1,15 @@
 """The bug hunt: every fault is put into a tiny model, and the check-up has to name it. Prints the table as a program:
 
-python -m tests.faults.hunt
+python -m tests.faults.hunt [FILE.md]
 """
 
+import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
+from datetime import date
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +97,7 @@ def hunt(pipe: Pipe, case: Case) -> tuple[bool, list[str]]:
     return ok, row
 
 
-def main() -> int:
+def main(file: str = "") -> int:
     rows = [["", "fault", "model", "put on", "the first finding", "findings", ""]]
     missed = 0
     with tempfile.TemporaryDirectory() as name, Cluster.start(ranks=2) as cluster:
@@ -110,10 +113,39 @@ def main() -> int:
             told = "clean" if report.ok else "FALSE ALARM"
             rows.append([told, "none", model, "", said, str(len(report.findings)), ""])
             pipe.unload()
+    said = f"{len(CASES)} faults of {len(faults())} kinds on 2 ranks, {missed} missed or false"
     print(format_table(rows))
-    print(f"{len(CASES)} faults of {len(faults())} kinds, {missed} missed or false")
+    print(said)
+    if file:
+        Path(file).write_text(_page(rows, said))
     return int(missed > 0)
 
 
+def _page(rows: list[list[str]], said: str) -> str:
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+    )
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("mlx", "mlx-lm"))
+    head, *lines = [[cell.replace("|", "\\|") for cell in row[:-1]] for row in rows]
+    return "\n".join(
+        [
+            "# The bug hunt",
+            "",
+            f"{date.today().isoformat()}, commit {commit.stdout.strip()}, {versions}; Linux, CPU, float32. {said}.",
+            "",
+            "Every fault of `mlx_nb.faults()` is put into a tiny random model over two ranks, and `pipe.check()` has to name the",
+            "module, tensor or KV cache entry and the rank, and nothing on another rank. Clean models have to be left alone, those of the",
+            "faults too, afterwards.",
+            "",
+            "Written by `python -m tests.faults.hunt notebooks/bug_hunt.md`.",
+            "",
+            "| " + " | ".join(head) + " |",
+            "|" + "---|" * len(head),
+            *("| " + " | ".join(row) + " |" for row in lines),
+            "",
+        ]
+    )
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:]))
