@@ -50,6 +50,9 @@ class Source(Protocol):
     def texts(self, ids: Sequence[int]) -> list[str]:
         """The text of single tokens; empty where nobody knows."""
 
+    def token_statistics(self, wanted: Sequence[Wanted]) -> list[np.ndarray]:
+        """Each token's numbers, ``[STATISTICS, L]``, in the order asked for; the slices are left out of account."""
+
     def drop(self) -> None:
         """Free the values."""
 

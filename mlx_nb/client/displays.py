@@ -9,10 +9,12 @@ from typing import Any
 from mlx_nb.client.capture import Capture
 from mlx_nb.client.kv import KVBufferHandle
 from mlx_nb.client.lens_view import show_lens
+from mlx_nb.client.stats_view import display_statistics
 from mlx_nb.client.tensor_view import display_tensor
 from mlx_nb.client.timeline_view import display_timeline
 from mlx_nb.shared.errors import MlxNbError
 from mlx_nb.shared.lens import Lens
+from mlx_nb.shared.statistics import TokenStatistics
 from mlx_nb.shared.timeline import Timeline
 
 DISPLAYS: dict[type, Callable[[Any], object]] = {
@@ -20,6 +22,7 @@ DISPLAYS: dict[type, Callable[[Any], object]] = {
     Lens: show_lens,
     Capture: display_tensor,
     KVBufferHandle: display_tensor,
+    TokenStatistics: display_statistics,
 }
 
 

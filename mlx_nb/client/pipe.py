@@ -716,11 +716,12 @@ class Pipe:
         """Open a view in the notebook.
 
         Args:
-            view: ``step``, ``plan``, ``kv``, ``shapes``, ``tokens``, ``cluster``, ``timeline``, ``lens``, ``tensor``.
+            view: ``step``, ``plan``, ``kv``, ``shapes``, ``tokens``, ``cluster``, ``timeline``, ``lens``,
+                ``tensor``, ``stats``.
             argument: The prompt of ``tokens``; a site of ``shapes`` or ``tensor``; a timeline, or a run that has one
-                (the last); a prompt, a trace or a `Lens` for ``lens`` (the last run); for ``tensor`` also
+                (the last); a prompt or a trace for ``lens`` and ``stats`` (the last run); for ``tensor`` also
                 ``trace[…]``, ``kv[17].keys``, or nothing: what stands in the stepper.
-            **wishes: For ``lens``, as `lens`.
+            **wishes: For ``lens``, as `lens`. For ``stats``: ``stat`` (rms, absmax, std, nonfinite), ``sites``, and as `trace`.
 
         Raises:
             OptionError: There is no such view, or it has nothing to show.

@@ -143,6 +143,12 @@ def _show_tensor(pipe: "Pipe", what: Any, site: str = "") -> Any:
     return show_tensor(pipe, site or what)
 
 
+def _show_stats(pipe: "Pipe", prompt: Any, **wishes: Any) -> Any:
+    from mlx_nb.client.stats_view import show_stats
+
+    return show_stats(pipe, prompt, **wishes)
+
+
 _OPEN: dict[str, Callable[..., Any]] = {
     "step": _show_step,
     "plan": lambda pipe, _: display(pipe.plan),
@@ -153,5 +159,6 @@ _OPEN: dict[str, Callable[..., Any]] = {
     "timeline": _show_timeline,
     "lens": _show_lens,
     "tensor": _show_tensor,
+    "stats": _show_stats,
 }
 VIEWS = tuple(_OPEN)

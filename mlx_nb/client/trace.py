@@ -20,6 +20,7 @@ from mlx_nb.shared.capture import (
 )
 from mlx_nb.shared.errors import MlxNbError, OptionError, SiteError, TraceError
 from mlx_nb.shared.sites import short_spelling
+from mlx_nb.shared.statistics import STATISTICS, TokenStatistics
 from mlx_nb.shared.text import format_number, format_shape, format_size, format_table
 
 if TYPE_CHECKING:
@@ -207,6 +208,35 @@ class Trace:
                 [*(format_number(v) for v in (one.min, one.mean, one.max)), str(one.nan), str(one.inf)]
             )
         return rows
+
+    def statistics(self, site: str = "layers.*.resid_post") -> TokenStatistics:
+        """Each token in a few numbers at every site that a glob stands for, computed where the values are.
+
+        Args:
+            site: As `at` takes it.
+
+        Raises:
+            SiteError, OptionError: As `at`.
+            TraceError: A value is no longer there.
+        """
+        capture = self.at(site)
+        starts = tuple(one.start for one in capture.records[0].passes)
+        found = self._source.token_statistics(
+            [(record, starts, capture.axis, ()) for record in capture.records]
+        )
+        alike = len({record.site.rpartition(".")[2] for record in capture.records}) == 1
+        layers = tuple(record.layer for record in capture.records)
+        by_layer = alike and len(set(layers)) == len(layers) and min(layers) >= 0
+        sites = tuple(short_spelling(record.label, self.info.layer_paths) for record in capture.records)
+        return TokenStatistics(
+            model=self.info.model,
+            rows=tuple(map(str, layers)) if by_layer else sites,
+            sites=sites,
+            ranks=tuple(record.rank for record in capture.records),
+            layers=layers,
+            start=capture.tokens[0],
+            values={name: np.stack([one[at] for one in found]) for at, name in enumerate(STATISTICS)},
+        )
 
     def save(self, path: "str | os.PathLike[str]") -> Path:
         """Write all that is still there into one safetensors file, which `mlx_nb.open_trace` opens anywhere.

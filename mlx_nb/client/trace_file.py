@@ -26,6 +26,7 @@ from mlx_nb.shared.capture import (
 )
 from mlx_nb.shared.errors import TraceError
 from mlx_nb.shared.position import Summary
+from mlx_nb.shared.statistics import numpy_statistics
 from mlx_nb.shared.tensor import Details, DetailsWish, Window, WindowWish
 from mlx_nb.shared.tensor_reading import Grid, read
 from mlx_nb.shared.trace_format import FORMAT, KEY, header_text, tensor_name
@@ -67,6 +68,14 @@ class FileSource:
 
     def texts(self, ids: Sequence[int]) -> list[str]:
         return []  # a file has no tokenizer
+
+    def token_statistics(self, wanted: Sequence[Wanted]) -> list[np.ndarray]:
+        return [
+            numpy_statistics(
+                [from_bits(np.asarray(self._map(record, start)), record.dtype) for start in starts], axis
+            )
+            for record, starts, axis, _index in wanted
+        ]
 
     def drop(self) -> None:
         """A file stays until somebody deletes it."""

@@ -52,6 +52,9 @@ class RankSource:
             return []
         return self.pipe.cluster.remote.call(Rank(0), "pieces", self.pipe.pipe_id, list(ids))
 
+    def token_statistics(self, wanted: Sequence[Wanted]) -> list[np.ndarray]:
+        return self._ask("capture_token_statistics", wanted, parts=3)
+
     def drop(self) -> None:
         self.pipe.call_all("drop_trace", self.trace_id)
 

@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_nb.engine.stop import Stop, first_array, replace_first
-from mlx_nb.engine.summary import summarize
+from mlx_nb.engine.summary import summarize, token_statistics
 from mlx_nb.shared.attention import AXES, MADE_AGAIN
 from mlx_nb.shared.capture import (
     BUDGET_BYTES,
@@ -155,6 +155,10 @@ class CaptureStore:
         first = arrays[0].shape
         shape = (*first[:axis], sum(array.shape[axis] for array in arrays), *first[axis + 1 :])
         return merge_summaries(parts, axis, shape, ())
+
+    def token_statistics(self, key: Key, starts: Sequence[int], axis: int) -> np.ndarray:
+        """``[STATISTICS, L]`` over passes that follow each other. Raises TraceError as `slice`."""
+        return np.concatenate([token_statistics(array, axis) for array in self.arrays(key, starts)], axis=1)
 
     def arrays(self, key: Key, starts: Sequence[int]) -> list[mx.array]:
         """The values themselves.

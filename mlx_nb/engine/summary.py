@@ -165,3 +165,26 @@ def _short(value: Any) -> str:
         return f"{len(value)} KV caches"
     text = " ".join(repr(value).split())
     return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 1] + "…"
+
+
+def token_statistics(array: mx.array, axis: int) -> np.ndarray:
+    """Each token's numbers, as `shared.statistics.STATISTICS` names them.
+
+    Shapes:
+        array: Any, with the tokens along `axis`.
+        returned: ``[STATISTICS, L]`` float32.
+    """
+    rows = mx.moveaxis(array, axis, 0).reshape(array.shape[axis], -1).astype(mx.float32)
+    finite = mx.isfinite(rows)
+    count = finite.astype(mx.float32).sum(axis=1)
+    kept = mx.where(finite, rows, 0.0)
+    # Scaled to 1: the squares and sums of large float32 values would overflow.
+    most = mx.abs(kept).max(axis=1)
+    scale = mx.where(most > 0, most, 1.0)
+    unit = kept / scale[:, None]
+    mean = unit.sum(axis=1) / count  # NaN where nothing is finite
+    rms = mx.sqrt(mx.square(unit).sum(axis=1) / count) * scale
+    away = mx.where(finite, unit - mean[:, None], 0.0)
+    std = mx.sqrt(mx.square(away).sum(axis=1) / count) * scale
+    largest = mx.where(count > 0, most, float("nan"))
+    return np.array(mx.stack([rms, largest, std, rows.shape[1] - count]), copy=True)

@@ -34,6 +34,14 @@ def capture_summaries(pipe_id: str, wanted: Sequence[tuple[Key, Sequence[int], i
     return [store.summary(*one) for one in wanted]
 
 
+def capture_token_statistics(
+    pipe_id: str, wanted: Sequence[tuple[Key, Sequence[int], int]]
+) -> list[np.ndarray]:
+    """Each token of recorded values in numbers. Raises as `CaptureStore.token_statistics`."""
+    store = stage_of(pipe_id).captures
+    return [store.token_statistics(*one) for one in wanted]
+
+
 def drop_trace(pipe_id: str, trace_id: str) -> None:
     """Forget what a trace has recorded."""
     stage_of(pipe_id).captures.forget(trace_id)
@@ -62,6 +70,7 @@ CALLS: dict[str, Callable[..., Any]] = {
         captures,
         capture_slices,
         capture_summaries,
+        capture_token_statistics,
         drop_trace,
         give_values,
         drop_values,

@@ -81,7 +81,7 @@ class StepMagics(Magics):
         parser = Parser("%mlx_show", f"open a view: {', '.join(VIEWS)}")
         parser.add_argument("view", nargs="?", default="step", help="which (step)")
         parser.add_argument(
-            "prompt", nargs="?", help="for tokens and lens: the rest of the line, word for word"
+            "prompt", nargs="?", help="for tokens, lens and stats: the rest of the line, word for word"
         )
         view, _, rest = line.strip().partition(" ")
         found = parser.parse_args([view] if view else [])
