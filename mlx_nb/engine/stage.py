@@ -1,5 +1,6 @@
 """One rank's share of one model, and the runs that go through it."""
 
+import gc
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -64,6 +65,9 @@ from mlx_nb.shared.text import format_count, format_size
 
 # Small chunks overlap over the ranks and keep an interrupt short on a CPU; Metal wants larger ones.
 CPU_PREFILL_STEP, METAL_PREFILL_STEP = 64, 512
+
+LARGE_KV_BYTES = 16 * 1024 * 1024
+"""KV caches of the run before last that are worth the time to look for them: Python's own search may come much later."""
 
 Publish = Callable[[dict[str, Any]], object]
 
@@ -431,7 +435,12 @@ class Stage:
         if run.probe is not None:
             run.probe = None
             self.hooks.release()
-        self.last_run, self.last_kv = run, run.kv
+        before, self.last_run, self.last_kv = self.last_run, run, run.kv
+        if before is not None and before is not run:
+            size_bytes = sum(array.nbytes for entry in before.kv for array in state_arrays(entry))
+            del before
+            if size_bytes > LARGE_KV_BYTES:
+                gc.collect()  # a run, its recorder and its frames point at each other
         if run.request.keeps and run.state != "failed":
             self.kept[run.request.kept] = keep(run)
         self.transport.end(run_id)
