@@ -62,9 +62,9 @@ def stats_state(
     sites, length = found.shape
     each = max(1, -(-length // MOST_COLUMNS))
     columns = -(-length // each)
-    values = np.full((len(STATISTICS), sites, columns * each), np.nan, np.float32)
-    values[:, :, :length] = np.stack([found[name] for name in STATISTICS])
-    pooled = np.fmax.reduce(values.reshape(len(STATISTICS), sites, columns, each), axis=-1)
+    values = np.stack([found[name] for name in STATISTICS])
+    values = np.pad(values, ((0, 0), (0, 0), (0, columns * each - length)), mode="edge")
+    pooled = values.reshape(len(STATISTICS), sites, columns, each).max(axis=-1)  # NaN outweighs all
     shared = f", {each} tokens a column: the largest of theirs" if each > 1 else ""
     state = StatsState(
         title=found.model,

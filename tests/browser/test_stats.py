@@ -51,6 +51,8 @@ def test_a_long_prompt_shares_columns_and_keeps_the_largest() -> None:
     assert state["each"] == 7
     assert numbers.shape == (len(STATISTICS), 12, 429)
     np.testing.assert_array_equal(numbers[0, 2, 100], found["rms"][2, 700:707].max())
+    np.testing.assert_array_equal(numbers[0, 2, -1], found["rms"][2, 428 * 7 :].max())
+    assert np.argwhere(np.isnan(numbers[0])).tolist() == [[9, 1]]  # one NaN among seven tokens is seen
     assert len(packed) < 128 * 1024
 
 
