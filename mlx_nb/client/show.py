@@ -137,6 +137,12 @@ def _show_lens(pipe: "Pipe", prompt: Any, **wishes: Any) -> Any:
     return show_lens(lens_of(pipe, prompt, wishes))
 
 
+def _show_kv(pipe: "Pipe") -> Any:
+    from mlx_nb.client.kv_view import LiveKV
+
+    return LiveKV(pipe)
+
+
 def _show_tensor(pipe: "Pipe", what: Any, site: str = "") -> Any:
     from mlx_nb.client.tensor_view import show_tensor
 
@@ -152,7 +158,7 @@ def _show_stats(pipe: "Pipe", prompt: Any, **wishes: Any) -> Any:
 _OPEN: dict[str, Callable[..., Any]] = {
     "step": _show_step,
     "plan": lambda pipe, _: display(pipe.plan),
-    "kv": lambda pipe, _: display(pipe.kv_cache()),
+    "kv": lambda pipe, _: _show_kv(pipe),
     "shapes": _show_shapes,
     "tokens": _show_tokens,
     "cluster": lambda pipe, _: display(pipe.cluster.status()),

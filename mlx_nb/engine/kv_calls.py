@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 
 from mlx_nb.engine import prompt_cache
@@ -30,6 +31,21 @@ def kv_slice(pipe_id: str, place: int, name: str, index: tuple[Any, ...]) -> np.
         TransferTooLargeError: It is over 64 MiB.
     """
     return stage_of(pipe_id).kv_slice(place, name, index)
+
+
+def kv_norms(pipe_id: str, place: int, name: str) -> np.ndarray:
+    """The length of each head's vector at each valid position of the first batch row, in the order of memory.
+
+    Shapes:
+        returned: ``[heads, positions]`` float32.
+
+    Raises:
+        RunError: There is no such buffer, or it has no heads and positions.
+    """
+    array = stage_of(pipe_id).kv_array(place, name)
+    if array.ndim != 4:
+        raise RunError(f"{name} has no heads and positions.", "Type: pipe.kv_cache()")
+    return np.array(mx.linalg.norm(array[0].astype(mx.float32), axis=-1))
 
 
 def kv_trim(pipe_id: str, count: int) -> None:
@@ -76,6 +92,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     for function in (
         kv_report,
         kv_slice,
+        kv_norms,
         kv_trim,
         kept_state,
         save_prompt_cache,

@@ -102,3 +102,38 @@ def test_what_cannot_be_shown_says_so(pipe2: Pipe) -> None:
         show_view(pipe2, "tensor", "layers.3.nonsense")
     with pytest.raises(OptionError, match="int cannot be shown"):
         show_view(pipe2, "tensor", 3)
+
+
+def test_kv_caches_show_offsets_norms_and_can_be_cut(pipe2: Pipe) -> None:
+    run = pipe2.generate("What is the capital of France?", max_tokens=3)
+    fed = len(run.prompt_ids) + 2
+
+    live = show_view(pipe2, "kv")
+    assert [(row["rank"], row["filled"], row["layers"]) for row in live.view.state["rows"]] == [
+        (0, fed, "0–14"),
+        (1, fed, "15–29"),
+    ]
+    live._choose({"layer": 17, "buffer": "values"})
+    norms = np.frombuffer(live.view.norms, "<f4").reshape(3, fed)
+    expected = np.linalg.norm(pipe2.kv_cache()[17].values[0], axis=-1)
+    np.testing.assert_allclose(norms, expected, rtol=1e-5)
+    live._trim({"count": 2})
+    assert {row["offset"] for row in live.view.state["rows"]} == {str(fed - 2)}
+    assert {row["stale"] for row in live.view.state["rows"]} == {2}
+    assert live.view.state["chosen"]["positions"] == list(range(fed - 2))
+    with pytest.raises(OptionError, match="cannot be cut off"):
+        live._trim({"count": fed})
+    assert str(fed - 2) in live.view.html()
+
+
+def test_a_ring_says_where_it_writes_and_what_it_keeps(pipe2: Pipe) -> None:
+    pipe2.generate("What is the capital of France?", max_tokens=3, max_kv_size=16)
+
+    live = show_view(pipe2, "kv")
+    live._choose({"layer": 3})
+
+    row = live.view.state["rows"][0]
+    assert row["kept"] == pipe2.kv_cache()[3].report.kept
+    assert 0 <= row["ring_at"] <= row["capacity"] == 16
+    assert live.view.state["chosen"]["ring"]
+    assert sorted(live.view.state["chosen"]["positions"]) != live.view.state["chosen"]["positions"]

@@ -1,0 +1,74 @@
+"""The KV cache's view in a browser."""
+
+import numpy as np
+import pytest
+
+from mlx_nb.widgets.kv import KVView
+
+pytestmark = pytest.mark.browser
+
+
+def row(rank: int, layers: str, layer: int, **more):
+    plain = {
+        "rank": rank, "layers": layers, "layer": layer, "class": "KVCache", "offset": "44", "room": "256", "size": "1.0/5.6 MiB",
+        "detail": "", "capacity": 256, "filled": 44, "kept": 0, "stale": 8, "ring_at": -1, "opens": True,
+    }  # fmt: skip
+    return {**plain, **more}
+
+
+def make() -> KVView:
+    ring = {
+        "class": "RotatingKVCache",
+        "room": "ring of 64",
+        "capacity": 64,
+        "filled": 64,
+        "kept": 4,
+        "stale": 0,
+    }
+    norms = np.random.default_rng(0).uniform(4, 9, (3, 64)).astype("<f4")
+    positions = [*range(4), *range(70, 96), *range(36, 70)]
+    state = {
+        "model": "smollm2",
+        "note": "last run · 44 tokens = 37 prompt + 7 of 8 generated (the last is sampled, not fed) · 2.0 MiB used of 11 MiB",
+        "headline": "OFFSETS DIFFER: rank 1 is 1 behind rank 0",
+        "rows": [row(0, "0–14", 0), row(1, "15–29", 15, offset="96", ring_at=30, detail="next slot 30 · keeps 4", **ring)],
+        "chosen": {
+            "layer": 15, "buffer": "keys", "heads": 3, "positions": positions, "names": ["keys", "values"], "ring": True,
+        },
+        "trim": {"most": 43, "why": ""},
+        "sentence": "How long the keys of layer 15 are, head by head and position by position.",
+    }  # fmt: skip
+    return KVView(state, norms=norms.tobytes())
+
+
+@pytest.mark.parametrize(("theme", "width"), [("light", 944), ("dark", 700), ("light", 700)])
+def test_it_is_legible_and_overflows_nothing(open_widget, looks, jupyterlab, shoot, theme, width):
+    view = open_widget(make())
+    jupyterlab(theme)
+    view.page.set_viewport_size({"width": width, "height": 700})
+    view.page.wait_for_timeout(80)
+    shoot(f"kv-{theme}-{width}")
+
+    assert [text for ratio, text in view.page.evaluate(looks.CONTRASTS) if ratio < 4.5] == []
+    assert [one for one in view.page.evaluate(looks.OVERFLOWING) if "mk-scroll" not in one] == []
+
+
+def test_keys_rows_and_bars_speak(open_widget):
+    view = open_widget(make())
+    asked = []
+    view.widget.on_ask(lambda what, details: asked.append((what, details)))
+    assert "the ring writes slot 30 next" in view.page.locator(".mk-bar").nth(1).get_attribute("aria-label")
+    view.page.locator(".mk-canvas").focus()
+    for _ in range(4):
+        view.page.keyboard.press("ArrowRight")
+    readout = view.page.locator(".mk-readout")
+    assert "position 36 (slot 30)" in readout.inner_text()
+    view.page.keyboard.press("o")
+    assert "position 70 (slot 4)" in readout.inner_text()
+    view.button("0–14").click()
+    view.page.get_by_label("Tokens to cut off").fill("3")
+    view.button("Trim").click()
+    view.settle()
+    assert asked == [("choose", {"layer": 0, "buffer": "keys"}), ("trim", {"count": 3})]
+    view.page.evaluate("cleanup()")
+    assert view.page.evaluate("window.listeners()") == 0
