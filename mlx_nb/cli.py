@@ -27,7 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; its exit status."""
     parser = build_parser()
     found, unknown = parser.parse_known_args(argv)
-    if unknown:
+    if unknown and found.__dict__.get("name") == "lab":
+        found.options = unknown  # JupyterLab's own
+    elif unknown:
         getattr(found, "parser", parser).error(f"unrecognized arguments: {' '.join(unknown)}")
     if not hasattr(found, "command"):
         parser.print_help()
@@ -76,6 +78,8 @@ def build_parser() -> argparse.ArgumentParser:
     lab = _command(commands, "lab", _lab, "copy the lessons to a folder of yours and open JupyterLab there")
     lab.add_argument("folder", nargs="?", default="mlx-nb-lessons", help="(mlx-nb-lessons)")
     lab.add_argument("--no-open", action="store_true", help="copy only")
+    lab.set_defaults(options=[])
+    lab.epilog = "further options are JupyterLab's: mlx-nb lab --port=8931 --no-browser --allow-root"
 
     generate = _command(commands, "generate", _generate, "start ranks, load a model, generate, stop")
     generate.add_argument("prompt", nargs="+", help="the prompt")
@@ -177,10 +181,12 @@ def _bench(found: argparse.Namespace) -> int:
 
 
 def _lab(found: argparse.Namespace) -> int:
-    from mlx_nb.client.lab import copy_lessons, open_lab
+    from mlx_nb.client.lab import copy_lessons, need_lab, open_lab
 
+    if not found.no_open:
+        need_lab(found.options)
     folder = copy_lessons(found.folder)
-    return 0 if found.no_open else open_lab(folder)
+    return 0 if found.no_open else open_lab(folder, found.options)
 
 
 if __name__ == "__main__":

@@ -334,6 +334,8 @@ class Debugger(GoingBack, Changing):
 
     def _arrive(self, position: Position) -> Position:
         self.position = position
+        if position.kind == "end":
+            self.preview = b""  # that of the last stop
         self._tell(running=False)
         return position
 
@@ -356,7 +358,8 @@ class Debugger(GoingBack, Changing):
                 written = len(
                     shard.layers
                 )  # a free run's chunks overlap: this rank was ahead when another raised
-            offsets = [row.offset for row in rows if row.offset >= 0]
+            # Who has told nothing yet stands before its first pass: after a prompt cache, if there is one.
+            offsets = [row.offset for row in rows if row.offset >= 0] if outcome else [self._request.reused]
             whole = written >= len(shard.layers)
             lines.append(
                 RankKV(

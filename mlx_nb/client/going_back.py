@@ -12,7 +12,7 @@ from mlx_nb.client.generation import Generation
 from mlx_nb.client.looking import Looking
 from mlx_nb.shared.errors import MlxNbError, OptionError, RunError
 from mlx_nb.shared.ids import Rank
-from mlx_nb.shared.outcome import Past
+from mlx_nb.shared.outcome import Outcome, Past
 from mlx_nb.shared.position import Position
 from mlx_nb.shared.sites import resolve_site
 from mlx_nb.shared.strides import Stride
@@ -104,7 +104,9 @@ class GoingBack(Looking):
             new_id, old_id = secrets.randbelow(2**30 - 1) + 1, self._request.run_id
             try:
                 here, ids = self.position, list(self.gen.token_ids)
-                told: list[Any] = self.pipe.call_all("trim", old_id, new_id, here.index, here.start, ids, n)
+                told: list[Outcome] = self.pipe.call_all(
+                    "trim", old_id, new_id, here.index, here.start, ids, n
+                )
             except MlxNbError:
                 self.pipe.call_all("close_run", new_id)
                 raise
@@ -218,15 +220,16 @@ class GoingBack(Looking):
         held = [set(past.passes) for past in self._pasts(run_id)]
         index = max((one for one in set.intersection(*held) if one <= place[0]), default=0)
         new_id = secrets.randbelow(2**30 - 1) + 1
-        told: list[Any] = self.pipe.call_all("rewind", run_id, new_id, index, place, keep)
+        told: list[Outcome] = self.pipe.call_all("rewind", run_id, new_id, index, place, keep)
         self._stand_as(new_id, told)
 
-    def _stand_as(self, new_id: int, told: list[Any]) -> None:
-        """Be the run of another id, with what the last rank tells of its tokens and its text."""
+    def _stand_as(self, new_id: int, told: list[Outcome]) -> None:
+        """Be the run of another id: the ranks tell of their KV caches, the last one of tokens and text."""
         self._request = replace(self._request, run_id=new_id)
-        self._active, self._ranks, self._hops, self._pieces = Rank(0), {}, {}, []
+        self._active, self._hops, self._pieces = Rank(0), {}, []
+        self._ranks = {Rank(rank): outcome for rank, outcome in enumerate(told)}
         self.done = self.closed = False
-        self.gen.token_ids, self.gen.text = list(told[-1][0]), told[-1][1]
+        self.gen.token_ids, self.gen.text = list(told[-1].token_ids), told[-1].text
         self.gen.state, self.gen.finish_reason = "stopped", None
 
     def _pasts(self, run_id: int) -> list[Past]:

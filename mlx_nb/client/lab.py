@@ -1,9 +1,11 @@
 """The lessons, in a folder of the user's own: what is edited there is never overwritten."""
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from mlx_nb.shared.errors import MlxNbError
@@ -43,14 +45,24 @@ def copy_lessons(target: str) -> Path:
     return folder
 
 
-def open_lab(folder: Path) -> int:
-    """Open JupyterLab there; its exit status.
+def need_lab(options: Sequence[str] = ()) -> None:
+    """See that JupyterLab is there and will start, before anything is copied for it.
 
     Raises:
-        MlxNbError: JupyterLab is not installed.
+        MlxNbError: It is not installed, or would refuse.
     """
     if importlib.util.find_spec("jupyterlab") is None:
-        raise MlxNbError("JupyterLab is not installed.", "Type: pip install 'mlx-nb[lab]'")
+        raise MlxNbError("JupyterLab is not installed.", "In this environment, type: pip install jupyterlab")
+    if hasattr(os, "geteuid") and os.geteuid() == 0 and "--allow-root" not in options:
+        raise MlxNbError(
+            "JupyterLab does not run as root unless it is told to.", "Type: mlx-nb lab --allow-root"
+        )
+
+
+def open_lab(folder: Path, options: Sequence[str] = ()) -> int:
+    """Open JupyterLab there, with options of its own; its exit status."""
     # ipyparallel's lab extension asks its server half, and shows an error dialog when it is off.
     extra = "--ServerApp.jpserver_extensions={'ipyparallel': True}"
-    return subprocess.run([sys.executable, "-m", "jupyterlab", extra], cwd=folder, check=False).returncode
+    return subprocess.run(
+        [sys.executable, "-m", "jupyterlab", extra, *options], cwd=folder, check=False
+    ).returncode

@@ -49,7 +49,7 @@ def near_option(parser: argparse.ArgumentParser, message: str) -> str:
     if not unknown:
         return ""
     known = [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
-    near = difflib.get_close_matches(words.split()[0], known, n=1)
+    near = difflib.get_close_matches(words.split()[0], known, n=1, cutoff=0.7)
     return f" Did you mean {near[0]}?" if near else ""
 
 

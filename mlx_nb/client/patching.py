@@ -163,7 +163,7 @@ class Patches:
 
     def __repr__(self) -> str:
         if not self.active:
-            return "No patches. Make one: with pipe.patch('layers.3.mlp_out', 0): …"
+            return "No patches. Make one: pipe.patch('layers.3.mlp_out', 0)"
         return format_table([HEAD, *(one.row() for one in self)], right=(0,))
 
 

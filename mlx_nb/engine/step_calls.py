@@ -13,6 +13,7 @@ from mlx_nb.engine.inspect_frame import evaluate_in_frame, locals_of_frame
 from mlx_nb.engine.picture import picture_of
 from mlx_nb.engine.pipes import DRIVER, PIPES, offer, stage_of
 from mlx_nb.engine.report import position_of
+from mlx_nb.engine.run import Run
 from mlx_nb.engine.stage import Stage
 from mlx_nb.engine.stop import replace_first
 from mlx_nb.engine.transfer import as_numpy
@@ -93,18 +94,22 @@ def ticks(pipe_id: str, run_id: int, index: int, stride: Stride) -> list[tuple[i
 
 def rewind(
     pipe_id: str, run_id: int, new_id: int, index: int, place: tuple[int, int, int], keep: bool = False
-) -> tuple[tuple[int, ...], str]:
-    """Stand before a pass again, under another id; the tokens by then, and their text. Called on all ranks."""
-    run = stage_of(pipe_id).rewind(run_id, new_id, index, place, keep=keep)
-    return tuple(run.tokens[len(run.request.tokens) :]), run.text
+) -> Outcome:
+    """Stand before a pass again, under another id; what is there by then. Called on all ranks."""
+    return _so_far(stage_of(pipe_id).rewind(run_id, new_id, index, place, keep=keep))
 
 
 def trim(
     pipe_id: str, run_id: int, new_id: int, index: int, fed: int, generated: Sequence[int], count: int
-) -> tuple[tuple[int, ...], str]:
-    """A run without the last tokens that it was fed, under another id; the tokens left, and their text."""
-    run = stage_of(pipe_id).trim(run_id, new_id, index, fed, generated, count)
-    return tuple(run.tokens[len(run.request.tokens) :]), run.text
+) -> Outcome:
+    """A run without the last tokens that it was fed, under another id; what is left."""
+    return _so_far(stage_of(pipe_id).trim(run_id, new_id, index, fed, generated, count))
+
+
+def _so_far(run: Run) -> Outcome:
+    """Tokens, text and KV caches of a run that stands between two passes."""
+    tokens = tuple(run.tokens[len(run.request.tokens) :])
+    return Outcome(kind="more", kv=run.kv_offsets(), token_ids=tokens, text=run.text)
 
 
 def set_value(pipe_id: str, run_id: int, array: np.ndarray) -> Position:

@@ -21,6 +21,9 @@ def in_magics(text: str) -> str:
     """
     text = re.sub(rf"\bdbg\.({_STEPS})\(\)", r"%mlx_step \1", text)
     text = re.sub(r"\bpipe\.break_at\('([^']*)', when='([^']*)'\)", r"%mlx_break \1 --if \2", text)
+    text = re.sub(r"\bpipe\.patch\('([^']*)', 0\)", r"%mlx_patch \1 --ablate", text)
+    text = text.replace("pipe.generate(…) or pipe.debug(…)", "%mlx_generate, or a cell with %%mlx_step")
+    text = text.replace("Type: pipe.sites()", "Type: %mlx_show shapes")
     return in_flags(text)
 
 

@@ -220,7 +220,9 @@ def split_layers(
         if len(counts) != num_ranks:
             raise PlanError(
                 f"--split {shown} names {len(counts)} ranks; {num_ranks} take part.",
-                f"Type: %mlx_load {model} --split {even}",
+                f"Type: %mlx_load {model} --split {even}"
+                if num_ranks <= num_layers
+                else f"Type: %mlx_load {model} --ranks {num_layers}",
             )
         if min(counts) < 1:
             raise PlanError(

@@ -224,7 +224,7 @@ def _suggest(wanted: str, known: Sequence[str], prefix: str) -> str:
         return beyond
     near = difflib.get_close_matches(stem, modules, n=1, cutoff=0.5)
     if not near:
-        return "Type: dbg.where() to see the modules here."
+        return "Type: pipe.sites() to see them all."
     head, _, tail = near[0].rpartition(".")
     alias = f"{head}.attn_out" if tail in _ATTENTION else f"{head}.mlp_out" if tail in _MLP else ""
     also = f" (alias {alias})" if alias and kind == OUTPUT else ""

@@ -19,7 +19,7 @@ from mlx_nb.shared.view_state import StepperState, empty_state
 from mlx_nb.widgets.stepper_static import stepper_html, stepper_text, with_limit
 from mlx_nb.widgets.view import View
 
-STRIDES = ("into", "over", "out", "layer", "rank", "token", "run", "restart", "close")
+STRIDES = ("into", "over", "out", "layer", "rank", "token", "run", "back", "restart", "close")
 
 OnAction = Callable[[str], Future[Any] | None]
 

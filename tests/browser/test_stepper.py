@@ -9,7 +9,16 @@ from mlx_nb.shared.errors import NoModelError
 
 pytestmark = pytest.mark.browser
 
-KEYS = {"into": "s", "over": "n", "out": "r", "layer": "l", "rank": "k", "token": "t", "run": "c"}
+KEYS = {
+    "into": "s",
+    "over": "n",
+    "out": "r",
+    "layer": "l",
+    "rank": "k",
+    "token": "t",
+    "back": "b",
+    "run": "c",
+}
 LABELS = {stride: stride.capitalize() for stride in KEYS} | {"restart": "Restart", "close": "Close"}
 
 

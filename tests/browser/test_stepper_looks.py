@@ -114,6 +114,7 @@ def test_what_a_screen_reader_hears(open_view):
             - button "Layer"
             - button "Rank"
             - button "Token"
+            - button "Back"
             - button "Run"
             - button "Restart"
             - button "Close"

@@ -468,6 +468,13 @@ def test_a_cell_begins_to_step_and_lines_go_on(shell: Shell, pipe: Pipe) -> None
     assert shell.good("%mlx_step t").result.result.where.startswith("decode 37:38 · rank 0")
     assert shell.good("%mlx_step b").result.result.site == "model.layers.20.input"
     assert shell.good("%mlx_step back layer 2").result.result.site == "model.layers.18.output"
+    shell.good("%mlx_step t")
+    assert shell.good("%mlx_step layer 16").result.result.rank == 1
+    back = shell.good("%mlx_step back layer 2").result.result  # over the hop: rank 1 is not in this pass yet
+    assert [kv.text for kv in back.ranks] == [
+        "37 written + 1 pending in 1 of 15 layers",
+        "37 written + 1 pending",
+    ]
     assert shell.good("%mlx_step back restart").result.result.site == "model.embed_tokens.input"
     for wrong in ("back sideways", "back layer x", "back until", "back into 9"):
         shell.usage_error(f"%mlx_step {wrong}")

@@ -1,6 +1,7 @@
 """Every lesson runs from top to bottom in a fresh kernel, and says what it should."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import nbformat
@@ -27,6 +28,17 @@ def text_of(cell: nbformat.NotebookNode) -> str:
     return "\n".join(parts)
 
 
+def solve(lesson: nbformat.NotebookNode) -> int:
+    """Put each solution into the cell above it; how many there are."""
+    found = 0
+    for exercise, cell in pairwise(lesson.cells):
+        if "<summary>Solution</summary>" in cell.source:
+            assert "..." in exercise.source
+            exercise.source = cell.source.split("```python\n")[1].split("\n```")[0]
+            found += 1
+    return found
+
+
 @pytest.mark.cluster
 def test_the_first_lesson_answers_steps_and_stops(tmp_path: Path) -> None:
     done = run(nbformat.read(LESSONS / "01_first_pipeline.ipynb", as_version=4), tmp_path)
@@ -39,7 +51,7 @@ def test_the_first_lesson_answers_steps_and_stops(tmp_path: Path) -> None:
     assert "layers.1.output" in said["%mlx_step layer 2"]
     assert "rank 0: 37 written · rank 1: 37 pending" in said["%mlx_step rank"]
     assert re.search(r"decode 37:38 · rank 0", said["%mlx_step token"])
-    assert "Paris" in said["from mlx_nb import current"]
+    assert "Paris" in said["pipe.last"]
     offsets = re.findall(r"offset (\d+)", said["%%px"])
     assert len(offsets) == 2
     assert len(set(offsets)) == 1
@@ -63,7 +75,10 @@ def test_the_lesson_on_cuts_plans_refuses_and_measures(tmp_path: Path) -> None:
 
 @pytest.mark.cluster
 def test_the_lesson_on_the_debugger_finds_its_bugs_and_checks_itself(tmp_path: Path) -> None:
-    done = run(nbformat.read(LESSONS / "06_the_debugger.ipynb", as_version=4), tmp_path)
+    lesson = nbformat.read(LESSONS / "06_the_debugger.ipynb", as_version=4)
+    assert solve(lesson) == 4
+
+    done = run(lesson, tmp_path)
 
     said = "\n".join(text_of(cell) for cell in done.cells if cell.cell_type == "code")
     assert "model.layers.17.self_attn.k_proj" in said
@@ -93,6 +108,16 @@ def test_the_lesson_on_porting_mends_a_draft_step_by_step(tmp_path: Path) -> Non
     assert said.count("Right: ") == 6
     assert "Right: The capital of France is Paris." in said
     assert "exit code 0" in said
+
+
+@pytest.mark.cluster
+@pytest.mark.soak
+def test_the_lesson_on_the_debugger_runs_through_with_nothing_solved(tmp_path: Path) -> None:
+    done = run(nbformat.read(LESSONS / "06_the_debugger.ipynb", as_version=4), tmp_path)
+
+    said = "\n".join(text_of(cell) for cell in done.cells if cell.cell_type == "code")
+    assert said.count("Put your answer into the cell above") == 4
+    assert "Right: " not in said
 
 
 def test_a_lesson_that_fails_would_be_noticed(tmp_path: Path) -> None:

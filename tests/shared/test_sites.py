@@ -67,7 +67,7 @@ def test_other_models_keep_their_layers_elsewhere() -> None:
         ("layers.3.mpl", "No site 'layers.3.mpl'. Did you mean layers.3.mlp.output (alias layers.3.mlp_out)?"),
         ("layers.3.self_attn.qproj", "No site 'layers.3.self_attn.qproj'. Did you mean layers.3.self_attn.q_proj.output?"),
         ("layers.3.mpl.input", "No site 'layers.3.mpl.input'. Did you mean layers.3.mlp.input?"),
-        ("zzz", "No site 'zzz'. Type: dbg.where() to see the modules here."),
+        ("zzz", "No site 'zzz'. Type: pipe.sites() to see them all."),
     ],
 )  # fmt: skip
 def test_an_unknown_site_names_the_nearest(typed: str, wanted: str) -> None:

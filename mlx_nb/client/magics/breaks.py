@@ -62,7 +62,7 @@ class BreakMagics(Magics):
                 breakpoints.find(number)
                 one = next(one for one in breakpoints if one.id == number)
                 getattr(one, name)()
-            print(breakpoints)
+            print(in_magics(str(breakpoints)))
             return
         if found.site is None and when is None:
             print(in_magics(str(breakpoints)))

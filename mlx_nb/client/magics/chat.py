@@ -37,7 +37,7 @@ class ChatMagics(Magics):
         parser = chat_parser()
         words, rest = split_line(parser, line)
         found = parser.parse_args(words)
-        message = prompt_of(rest, cell)
+        message = prompt_of(rest, cell, "%mlx_chat")
         pipe = need_pipe()
         if self.chat is None or self.chat.pipe is not pipe or found.new or found.system:
             if self.chat is not None:

@@ -3,11 +3,12 @@
 import argparse
 
 from IPython.core.magic import Magics, line_magic, magics_class, no_var_expand
+from IPython.display import display
 
 from mlx_nb.client.cluster import Cluster
 from mlx_nb.client.current import current
 from mlx_nb.client.magics.parsing import Parser, one_line_errors, one_of, parse_words
-from mlx_nb.client.magics.state import need_cluster
+from mlx_nb.client.magics.state import need_cluster, offer
 from mlx_nb.client.new_profile import write_profile
 from mlx_nb.client.options import add_cluster_options
 from mlx_nb.client.profiles import CONFIG_FILE, list_profiles
@@ -61,7 +62,7 @@ class ClusterMagics(Magics):
                         found.ranks, found.hosts, found.profile, found.keep, progress=progress.tell
                     )
             case "attach":
-                return Cluster.attach(found.argument)
+                return self._attach(found.argument)
             case "status":
                 return need_cluster().status()
             case "logs":
@@ -88,6 +89,14 @@ class ClusterMagics(Magics):
         print(f"Written: {folder / CONFIG_FILE}")
         print(f"Look it through, then type: %mlx_doctor --profile {found.name}")
         print(f"and: %mlx_cluster start --profile {found.name}")
+
+    def _attach(self, name: str | None) -> object:
+        cluster = Cluster.attach(name)
+        if current.pipe is None:
+            return cluster
+        offer(self.shell, "pipe", current.pipe)
+        display(cluster)
+        return current.pipe
 
     def _restart(self) -> object:
         cluster, pipe = need_cluster(), current.pipe

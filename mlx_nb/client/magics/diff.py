@@ -57,7 +57,7 @@ class DiffMagics(Magics):
         own_prompt = hasattr(other, "info") and not rest and cell is None
         report = pipe.diff(
             other,
-            None if own_prompt else prompt_of(rest, cell),
+            None if own_prompt else prompt_of(rest, cell, "%mlx_diff"),
             sites=found.sites,
             forced=not found.free,
             tol=found.tol,

@@ -100,17 +100,18 @@ class ModelMagics(Magics):
             show_stepper(current.dbg)
 
 
-def prompt_of(rest: str, cell: str | None) -> str:
-    """The prompt of a line or a cell.
+def prompt_of(rest: str, cell: str | None, magic: str = "%mlx_generate") -> str:
+    """The prompt of a line or a cell; `magic` is what to type it behind.
 
     Raises:
         PromptError: There is none.
     """
     if cell is not None and rest:
         raise PromptError(
-            f"'{rest[:40]}' stands beside the options of a cell.", "Put the whole prompt into the cell."
+            f"'{rest[:40]}' stands beside the options of a cell.",
+            'Put the whole prompt into the cell, and an option\'s text into quotes: --system "Be brief."',
         )
     prompt = cell.strip("\n") if cell is not None else rest
     if not prompt.strip():
-        raise PromptError("The prompt is empty.", "Type: %mlx_generate What is the capital of France?")
+        raise PromptError("The prompt is empty.", f"Type: {magic} What is the capital of France?")
     return prompt

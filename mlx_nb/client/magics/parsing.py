@@ -117,6 +117,9 @@ def one_line_errors(magic: Callable[..., Any]) -> Callable[..., Any]:
             return None
         except MlxNbError as error:
             raise UsageError(in_magics(str(error))) from None
+        except KeyboardInterrupt:
+            # As an error, so that Run All stops here; the traceback would show nothing but our own waiting.
+            raise UsageError(f"Interrupted: %{magic.__name__} {line.strip()}".rstrip()) from None
 
     return wrapped
 

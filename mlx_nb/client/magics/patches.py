@@ -7,6 +7,7 @@ from IPython.core.magic import Magics, line_magic, magics_class, no_var_expand
 from mlx_nb.client.magics.parsing import Parser, one_line_errors, parse_words
 from mlx_nb.client.magics.state import need_pipe
 from mlx_nb.shared.errors import OptionError
+from mlx_nb.shared.magic_words import in_magics
 from mlx_nb.shared.patches import TokenWish
 
 _HELP = """change the first array at a site in every run, until it is deleted; alone, list the changes
@@ -51,13 +52,13 @@ class PatchMagics(Magics):
                 list(pipe.patches.active) if found.delete == "all" else [self._number(found.delete)]
             ):
                 pipe.patches.remove(number)
-            print(pipe.patches)
+            print(in_magics(str(pipe.patches)))
         elif found.save is not None:
             print(f"Saved: {pipe.patches.active[self._number(found.save[0])].save(found.save[1])}")
         elif found.load is not None:
             print(pipe.load_patch(found.load))
         elif found.site is None:
-            print(pipe.patches)
+            print(in_magics(str(pipe.patches)))
         else:
             how, what = self._change(found)
             print(pipe.patch(found.site, what, tokens=_tokens(found.tokens), how=how))

@@ -115,6 +115,8 @@ class StepMagics(Magics):
             position = self._stride(debugger, name, rest)
             if debugger.asked_to_stop and not debugger.done:
                 print(f"[{debugger.how_far} · %mlx_step run goes on]")
+            if position.kind == "end":
+                print(debugger.gen.text)
             return position
         looks: dict[str, Callable[[], object]] = {
             "where": debugger.where,

@@ -45,7 +45,7 @@ class TraceMagics(Magics):
         found = parser.parse_args(words)
         pipe = need_pipe()
         trace = pipe.trace(
-            prompt_of(rest, cell), sites=found.sites, max_tokens=found.max_tokens, raw=found.raw
+            prompt_of(rest, cell, "%mlx_trace"), sites=found.sites, max_tokens=found.max_tokens, raw=found.raw
         )
         if found.out:
             self.shell.user_ns[found.out] = trace

@@ -37,7 +37,10 @@ const STRIDES = [
     ["rank", "Rank", "k", "To where the next rank receives"],
     ["token", "Token", "t", "To the start of the next pass"],
   ],
-  [["run", "Run", "c", "To the end"]],
+  [
+    ["back", "Back", "b", "Undo the last stride: to where it began"],
+    ["run", "Run", "c", "To the end"],
+  ],
 ];
 
 /** What ends something has no key of its own: a slip would cost the run. */
@@ -525,7 +528,7 @@ function render({ model, el }) {
   function allowed(/** @type {string} */ stride) {
     const status = model.get("state")?.status;
     if (underWay()) return false;
-    if (stride === "restart" || stride === "close") return status !== "running";
+    if (["back", "restart", "close"].includes(stride)) return status !== "running";
     return status === "ready" || status === "stopped";
   }
 
