@@ -65,7 +65,7 @@ def test_ids_differ_from_press_to_press(view):
 
 def test_keys_that_end_a_run_do_not_exist(view):
     view.root.focus()
-    for key in ["q", "x", "b", "i", "d", "Escape", "Enter", "Shift+S", "Control+s"]:
+    for key in ["q", "x", "i", "d", "Escape", "Enter", "Shift+S", "Control+s"]:
         view.page.keyboard.press(key)
     view.settle()
 
@@ -261,18 +261,19 @@ def test_a_stride_that_a_cell_runs_shows_too(view):
 
 
 @pytest.mark.parametrize("name", ["finished", "failed"])
-def test_past_the_end_only_restart_and_close_are_left(open_view, name):
+def test_past_the_end_only_back_restart_and_close_are_left(open_view, name):
     view = open_view(name)
     asked = []
     view.widget.on_action(asked.append)
     view.root.focus()
     for key in KEYS.values():
         view.page.keyboard.press(key)
+    view.settle()
     view.button("Into").click(force=True)
     view.button("Restart").click()
     view.settle()
 
-    assert asked == ["restart"]
+    assert asked == ["back", "restart"]
 
 
 def test_template_tokens_unfold_and_fold_again(view):

@@ -144,4 +144,4 @@ def test_what_a_screen_reader_hears(open_view):
         """
     )
     keys = view.page.locator("[aria-keyshortcuts]:visible")
-    assert [each.get_attribute("aria-keyshortcuts") for each in keys.all()] == list("snrlktc")
+    assert [each.get_attribute("aria-keyshortcuts") for each in keys.all()] == list("snrlktbc")
