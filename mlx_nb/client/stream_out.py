@@ -3,6 +3,8 @@
 import sys
 from typing import TYPE_CHECKING, Any
 
+from IPython import get_ipython
+
 from mlx_nb.client.current import current
 from mlx_nb.client.generation import Generation
 from mlx_nb.client.pipe import Pipe
@@ -38,7 +40,8 @@ def follow_on_screen(run: "FreeRun | BreakingRun") -> Generation:
                 progress.tell("prompt", run.prefilled, len(generation.prompt_ids))
     except KeyboardInterrupt:
         count = len(generation.token_ids)
-        print(f"\n[interrupted after {count} tokens · the text so far: pipe.last.text]")
+        kept = " · the text so far: pipe.last.text" if get_ipython() is not None else ""
+        print(f"\n[interrupted after {count} tokens{kept}]")
         return generation
     finally:
         progress.close()

@@ -1,5 +1,6 @@
 """From a prompt to token ids, and from ids to pieces that a person can read."""
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,10 @@ class Prompter:
             except Exception as error:
                 if not trust_remote_code and "trust_remote_code" in str(error):
                     raise refusal(folder, f"{folder.name} has a tokenizer of its own code") from error
-                text = " ".join(str(error).split())[:300]
+                text = textwrap.shorten(str(error), 300, placeholder=" …")
                 raise ModelError(
-                    f"The tokenizer in {folder} cannot be loaded: {text}", "Fetch the model again."
+                    f"The tokenizer in {folder} cannot be loaded: {text.rstrip('.')}.",
+                    "Fetch the model again.",
                 ) from error
             eos_ids = sorted(self.tokenizer.eos_token_ids)
         self.stop_ids = tuple(int(i) for i in eos_ids)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_nb.shared.errors import WeightsError
-from mlx_nb.shared.text import format_size
 
 # A header is a few hundred bytes a tensor; past this it is not a model but an attack or garbage.
 MAX_HEADER_BYTES = 256 * 1024 * 1024
@@ -125,8 +124,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     for name, end in ends.items():
         if 8 + length + end > size:
             raise WeightsError(
-                f"{path} is truncated: tensor {name} ends at {format_size(8 + length + end)}, "
-                f"the file at {format_size(size)}.",
+                f"{path} is truncated: tensor {name} ends at byte {8 + length + end:,}, "
+                f"and the file has {size:,}.",
                 again,
             )
     return tensors

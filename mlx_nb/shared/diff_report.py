@@ -162,7 +162,8 @@ class DiffReport:
             if row is None or self.ok:
                 continue
             judged = row.forced or row.free if name == "first" else row.free
-            number = f"relative {format_number(judged.relative)}" if judged else "another shape"
+            how = " given the other's input" if judged is row.forced else " in free runs"
+            number = f"relative {format_number(judged.relative)}{how}" if judged else "another shape"
             told.append(
                 f"{name}: {row.site} on rank {row.rank} ({number}; {format_number(row.tolerance)} is let pass)"
             )

@@ -30,7 +30,12 @@ def break_parser() -> Parser:
     parser.add_argument("site", nargs="?", help="a site, an alias or a glob; * is every module's exit")
     parser.add_argument("--if", dest="when", metavar="EXPR", help="only where this holds")
     parser.add_argument("--rank", type=int, metavar="N", help="only on this rank")
-    parser.add_argument("--token", type=int, metavar="N", help="only in the pass that feeds this token")
+    parser.add_argument(
+        "--token",
+        type=int,
+        metavar="N",
+        help="only in the pass that feeds this token; the prompt's first is 0",
+    )
     parser.add_argument("--once", action="store_true", help="delete it when it has stopped a run")
     parser.add_argument("--ignore", type=int, default=0, metavar="N", help="let N hits pass first")
     for name in ("delete", "enable", "disable"):
