@@ -1,10 +1,7 @@
 """The magics on a real IPython shell, over two real ranks."""
 
 import json
-import os
-import signal
 import struct
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +16,7 @@ from mlx_nb.client.current import current
 from mlx_nb.client.live_view import live_views
 from mlx_nb.client.magics.completion import candidates, magic_matcher
 from mlx_nb.client.pipe import Pipe
+from tests.ctrl_c import ctrl_c
 from tests.tiny import make_tiny
 
 pytestmark = [pytest.mark.cluster]
@@ -577,9 +575,8 @@ def test_an_interrupt_says_whether_anything_ran(shell: Shell, pipe: Pipe) -> Non
 
 def test_an_interrupted_stride_says_how_far_it_came_and_what_goes_on(shell: Shell, pipe: Pipe) -> None:
     shell.good("%%mlx_step --max-tokens 2000 --raw\nOnce upon a time")
-    threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGINT)).start()
-
-    said = shell.good("%mlx_step run").out
+    with ctrl_c(2.0):
+        said = shell.good("%mlx_step run").out
 
     count = len(shell.names["dbg"].gen.token_ids)
     assert said.startswith(f"[interrupted after {count} tokens · %mlx_step run goes on]\n")
@@ -605,9 +602,8 @@ def test_blanks_at_the_end_are_not_printed(shell: Shell, pipe: Pipe) -> None:
 
 
 def test_ctrl_c_in_a_generate_prints_a_line_and_keeps_the_text(shell: Shell, pipe: Pipe) -> None:
-    threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGINT)).start()
-
-    ran = shell.good("%mlx_generate --max-tokens 2000 --raw Once upon a time")
+    with ctrl_c(2.0):
+        ran = shell.good("%mlx_generate --max-tokens 2000 --raw Once upon a time")
 
     assert "[interrupted after " in ran.out
     assert pipe.last is not None

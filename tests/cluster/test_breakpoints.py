@@ -1,13 +1,10 @@
 """Breakpoints on real ranks: in steps and in free runs, over two and three ranks, TCP, and with Ctrl-C."""
 
-import os
-import signal
-import threading
-
 import pytest
 
 from mlx_nb.client.current import current
 from mlx_nb.client.pipe import Pipe
+from tests.ctrl_c import ctrl_c
 
 pytestmark = [pytest.mark.cluster]
 
@@ -79,9 +76,7 @@ def test_a_threshold_is_met_on_the_rank_that_has_it(pipe: Pipe) -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_ctrl_c_in_a_run_with_breakpoints_ends_it_as_an_interrupted_one(pipe: Pipe) -> None:
     pipe.break_at("*", when="nonfinite")
-    threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT)).start()
-
-    with pytest.raises(KeyboardInterrupt):
+    with ctrl_c(1.5), pytest.raises(KeyboardInterrupt):
         pipe.generate("Tell me a long story.", max_tokens=2000)
 
     assert pipe.last is not None

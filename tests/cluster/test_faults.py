@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import threading
 import time
 from collections.abc import Callable
 
@@ -23,6 +22,7 @@ from mlx_nb.shared.errors import (
     TooFewEnginesError,
 )
 from tests.conftest import Script, cluster_processes, seconds_until_gone
+from tests.ctrl_c import ctrl_c
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("alone")]
 
@@ -104,12 +104,14 @@ def test_a_start_has_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ctrl_c_during_a_start_stops_what_was_started(stage: str, done: int) -> None:
     before = names_and_processes()
 
-    def press(now: str, found: int, _of: int) -> None:
-        if (now, found) == (stage, done):
-            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with ctrl_c(0.1, start=False) as timer:
 
-    with pytest.raises(KeyboardInterrupt):
-        Cluster.start(ranks=2, progress=press)
+        def press(now: str, found: int, _of: int) -> None:
+            if (now, found) == (stage, done):
+                timer.start()
+
+        with pytest.raises(KeyboardInterrupt):
+            Cluster.start(ranks=2, progress=press)
     assert names_and_processes() == before
     assert current.cluster is None
 
@@ -202,10 +204,9 @@ def test_ctrl_c_while_waiting_interrupts_the_ranks() -> None:
     with Cluster.start(ranks=2) as cluster:
         cluster.client[:].execute(NAP, block=True)
         pending = cluster.remote.submit_all("nap", 60)
-        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
         began_s = time.monotonic()
 
-        with pytest.raises(KeyboardInterrupt):
+        with ctrl_c(0.3), pytest.raises(KeyboardInterrupt):
             cluster.remote.wait(pending)
 
         assert time.monotonic() - began_s < 2

@@ -1,14 +1,11 @@
 """Backwards on real ranks: over shared memory and TCP, after breakpoints and Ctrl-C."""
 
-import os
-import signal
-import threading
-
 import numpy as np
 import pytest
 
 from mlx_nb.client.current import current
 from mlx_nb.client.pipe import Pipe
+from tests.ctrl_c import ctrl_c
 
 pytestmark = [pytest.mark.cluster]
 
@@ -61,8 +58,8 @@ def test_back_from_a_breakpoint_in_a_free_run(pipe: Pipe) -> None:
 def test_back_from_where_ctrl_c_stood_still(pipe: Pipe) -> None:
     with pipe.debug("Tell me a long story.", max_tokens=2000) as dbg:
         start = dbg.token(2)
-        threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
-        dbg.run()
+        with ctrl_c(1.0):
+            dbg.run()
         assert not dbg.done
         here, tokens = dbg.position, dbg.gen.token_ids
         assert dbg.back("token").index in (here.index, here.index - 1)

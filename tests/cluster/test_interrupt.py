@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -13,6 +12,7 @@ from mlx_nb.client.generation import Generation, Piece
 from mlx_nb.client.pipe import Pipe
 from mlx_nb.shared.errors import ClusterError, RankLostError, RunFinished
 from tests.conftest import cluster_processes
+from tests.ctrl_c import ctrl_c
 
 STORY = "Once upon a time there was a little robot, and"
 FRANCE = "What is the capital of France?"
@@ -75,9 +75,7 @@ def test_ctrl_c_while_text_streams_keeps_the_text(pipe2: Pipe, story: str, token
 
 
 def test_ctrl_c_in_generate_keeps_the_text(pipe2: Pipe, story: str) -> None:
-    threading.Timer(2.0, press_ctrl_c).start()
-
-    with pytest.raises(KeyboardInterrupt):
+    with ctrl_c(2.0), pytest.raises(KeyboardInterrupt):
         pipe2.generate(STORY, **ENDLESS)
 
     assert last_of(pipe2).state == "interrupted"
@@ -86,9 +84,7 @@ def test_ctrl_c_in_generate_keeps_the_text(pipe2: Pipe, story: str) -> None:
 
 
 def test_ctrl_c_while_the_prompt_is_fed(pipe2: Pipe) -> None:
-    threading.Timer(0.7, press_ctrl_c).start()
-
-    with pytest.raises(KeyboardInterrupt):
+    with ctrl_c(0.7), pytest.raises(KeyboardInterrupt):
         pipe2.generate([504, 3426, 314] * 2000, max_tokens=1, prefill_step_size=32)
 
     assert last_of(pipe2).state == "interrupted"
@@ -97,9 +93,7 @@ def test_ctrl_c_while_the_prompt_is_fed(pipe2: Pipe) -> None:
 
 
 def test_ctrl_c_while_logits_are_made(pipe2: Pipe) -> None:
-    threading.Timer(0.7, press_ctrl_c).start()
-
-    with pytest.raises(KeyboardInterrupt):
+    with ctrl_c(0.7), pytest.raises(KeyboardInterrupt):
         pipe2.logits([504, 3426, 314] * 2000, chunk=32)
 
     assert is_right(pipe2)
@@ -129,9 +123,8 @@ def test_several_interrupts_in_a_row_leave_a_working_pipe(pipe2: Pipe) -> None:
 def test_ctrl_c_while_a_stepper_runs_stands_still_with_its_text(pipe2: Pipe, story: str) -> None:
     with pipe2.debug(STORY, **ENDLESS) as dbg:
         dbg.token(2)
-        threading.Timer(1.5, press_ctrl_c).start()
-
-        assert dbg.run().kind != "end"
+        with ctrl_c(1.5):
+            assert dbg.run().kind != "end"
 
         assert len(dbg.gen.token_ids) >= 2
         assert agree(dbg.gen.text, story)
@@ -144,8 +137,8 @@ def test_ctrl_c_while_a_stepper_runs_stands_still_with_its_text(pipe2: Pipe, sto
 
 def test_ctrl_c_in_a_stride_leaves_a_working_pipe(pipe2: Pipe) -> None:
     with pipe2.debug(STORY, **ENDLESS) as dbg:
-        threading.Timer(1.5, press_ctrl_c).start()
-        assert dbg.token(3000).kind != "end"
+        with ctrl_c(1.5):
+            assert dbg.token(3000).kind != "end"
         assert not dbg.done
     assert is_right(pipe2)
 

@@ -1,7 +1,5 @@
 """A stepped run that is interrupted stands still, and what is asked there is about that run."""
 
-import os
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +10,7 @@ import pytest
 from mlx_nb.client.cluster import Cluster
 from mlx_nb.client.pipe import Pipe
 from mlx_nb.shared.errors import RunError
+from tests.ctrl_c import ctrl_c
 
 pytestmark = [pytest.mark.cluster]
 
@@ -29,9 +28,8 @@ def pipe(cluster2: Cluster) -> Iterator[Pipe]:
 def test_ctrl_c_in_a_run_stands_still_and_goes_on_to_the_same_end(pipe: Pipe) -> None:
     free = pipe.generate(STORY, max_tokens=30)
     with pipe.debug(STORY, max_tokens=30) as dbg:
-        threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGINT)).start()
-
-        stood = dbg.run()
+        with ctrl_c(2.0):
+            stood = dbg.run()
 
         assert stood.kind != "end"
         assert not dbg.done

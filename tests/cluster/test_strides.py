@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from mlx_nb.client.pipe import Pipe
 from mlx_nb.shared.errors import RankLostError, RunError, RunFinished
 from mlx_nb.shared.position import Position
 from tests.cluster.conftest import loaded
+from tests.ctrl_c import ctrl_c
 
 pytestmark = [
     pytest.mark.cluster,
@@ -125,8 +125,8 @@ def standing(pipe: Pipe, situation: str) -> Iterator[Debugger]:
             dbg = pipe.pm()
         case "ctrl-c":
             dbg = pipe.debug(IDS, max_tokens=3000, **CHUNKS)
-            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
-            dbg.run()
+            with ctrl_c(0.3):
+                dbg.run()
         case _:
             dbg = pipe.debug(IDS, max_tokens=4, **CHUNKS)
             dbg.until(SITE, token=8 if situation == "prefill" else len(IDS) + 1)

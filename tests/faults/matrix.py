@@ -183,8 +183,11 @@ def _note(cell: Cell, error: BaseException, struck_s: float, limit_s: float) -> 
 def _soon(strike: Callable[[], None], after_s: float) -> Iterator[None]:
     timer = threading.Timer(after_s, strike)
     timer.start()
-    yield
-    timer.cancel()
+    try:
+        yield
+    finally:  # a fault that comes late still belongs to this cell
+        timer.cancel()
+        timer.join()
 
 
 def hit(fault: str, name: str, stopped: list[psutil.Process]) -> bool:
