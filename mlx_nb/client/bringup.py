@@ -15,6 +15,7 @@ import psutil
 from traitlets.config import Config
 
 from mlx_nb.client import launch, logs, records, watchdog
+from mlx_nb.client.ctrl_c import held_back
 from mlx_nb.client.loop import LoopThread
 from mlx_nb.client.processes import ProcessId, descendants, end, identify
 from mlx_nb.client.remote import ask
@@ -61,7 +62,11 @@ class Running:
         return next((p for p in self.record.processes if p.role == role), None)
 
     def take_down(self) -> float:
-        """End everything and forget it; returns the seconds it took."""
+        """End everything and forget it, whole even under Ctrl-C; returns the seconds it took."""
+        with held_back():
+            return self._take_down()
+
+    def _take_down(self) -> float:
         if self.client:
             self.client.close(linger=0)
         guard = self.process("watchdog")

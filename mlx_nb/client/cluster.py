@@ -13,6 +13,7 @@ import ipyparallel as ipp
 
 from mlx_nb.client import launch, logs, records
 from mlx_nb.client.bringup import Progress, Running, bring_up, connect, new_name
+from mlx_nb.client.ctrl_c import held_back
 from mlx_nb.client.current import current
 from mlx_nb.client.pipe import Pipe, parse_split
 from mlx_nb.client.planning import split_for
@@ -165,6 +166,10 @@ class Cluster:
             return
         for pipe in self.pipes:
             pipe.stop_runs()
+        with held_back():  # half a stop could not be done again
+            self._stop()
+
+    def _stop(self) -> None:
         self._stopped_logs = self.logs()
         self.remote.ended = f"Cluster {self.name} ended at {time.strftime('%H:%M')}."
         atexit.unregister(self._at_exit)
