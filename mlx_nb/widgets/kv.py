@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 import traitlets
 
-from mlx_nb.widgets.markup import Markup, tag
-from mlx_nb.widgets.view import View, self_contained
+from mlx_nb.widgets.markup import tag
+from mlx_nb.widgets.view import View, still
 
 HEADS = ("rank", "layers", "class", "offset", "capacity", "used/held", "")
 
@@ -62,13 +62,8 @@ def kv_html(state: dict[str, Any]) -> str:
         tag("thead", tag("tr", *(tag("th", name, scope="col") for name in HEADS))),
         tag("tbody", *rows),
     )
-    top = tag("div.mv-top", tag("b.mv-model", state["model"]), " ", tag("span.mv-where", "KV cache"))
-    body: list[Markup | None] = [
-        tag("div.mv-header", tag("div.mv-what", top, tag("div.mv-prompt", state["note"]))),
-        tag("div.mk-headline", state["headline"]) if state["headline"] else None,
-        tag("div.mv-row", table),
-        tag("div.mv-sentence", state["sentence"]) if state["sentence"] else None,
-    ]
-    return self_contained(
-        "kv", tag("div.mlxnb-view.mlxnb-kv", *body, role="group", aria_label=f"KV cache: {state['model']}")
+    headline = tag("div.mk-headline", state["headline"]) if state["headline"] else None
+    parts = headline, tag("div.mv-row", table)
+    return still(
+        "kv", "KV cache", state["model"], "KV cache", state["note"], *parts, sentence=state["sentence"]
     )

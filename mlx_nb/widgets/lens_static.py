@@ -6,22 +6,16 @@ import numpy as np
 
 from mlx_nb.widgets.lens_state import LensState, unpack_cells
 from mlx_nb.widgets.markup import Markup, tag
-from mlx_nb.widgets.view import self_contained
+from mlx_nb.widgets.view import still
 
 
 def lens_html(state: LensState, cells: bytes) -> str:
     """The whole view, self-contained."""
-    top = tag("div.mv-top", tag("b.mv-model", state["title"]), " ", tag("span.mv-where", "logit lens"))
     columns = state["columns"]
-    body = tag(
-        "div.mlxnb-view.mlxnb-lens",
-        tag("div.mv-header", tag("div.mv-what", top, tag("div.mv-prompt", state["note"]))),
-        tag("div.mv-row.ml-scroll", tag("table.ml-grid", _head(state), tag("tbody", *_rows(state, cells)))),
-        tag("div.mv-sentence", columns[-1]["sentence"]) if columns else None,
-        role="group",
-        aria_label=f"Logit lens: {state['title']}",
-    )
-    return self_contained("lens", body)
+    table = tag("table.ml-grid", _head(state), tag("tbody", *_rows(state, cells)))
+    said = columns[-1]["sentence"] if columns else ""
+    grid = tag("div.mv-row.ml-scroll", table)
+    return still("lens", "Logit lens", state["title"], "logit lens", state["note"], grid, sentence=said)
 
 
 def _head(state: LensState) -> Markup:

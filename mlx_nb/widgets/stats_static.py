@@ -7,7 +7,7 @@ from mlx_nb.shared.text import format_number
 from mlx_nb.widgets.markup import Markup, tag
 from mlx_nb.widgets.png import BLUE, data_uri, palette_png
 from mlx_nb.widgets.stats_state import StatsState, shades, unpack_numbers
-from mlx_nb.widgets.view import self_contained
+from mlx_nb.widgets.view import still
 
 WIDE = 720
 BROKEN = 255
@@ -19,16 +19,9 @@ _INKS = np.array(
 def stats_html(state: StatsState, numbers: bytes) -> str:
     """The whole view, self-contained."""
     chosen = next((each for each in state["statistics"] if each["name"] == state["chosen"]), None)
-    top = tag("div.mv-top", tag("b.mv-model", state["title"]), " ", tag("span.mv-where", state["chosen"]))
-    body = tag(
-        "div.mlxnb-view.mlxnb-stats",
-        tag("div.mv-header", tag("div.mv-what", top, tag("div.mv-prompt", state["note"]))),
-        tag("div.mv-row", _strips(state, numbers)),
-        tag("div.mv-sentence", chosen["sentence"]) if chosen and chosen["sentence"] else None,
-        role="group",
-        aria_label=f"Statistics: {state['title']}",
-    )
-    return self_contained("stats", body)
+    said = chosen["sentence"] if chosen else ""
+    strips = tag("div.mv-row", _strips(state, numbers))
+    return still("stats", "Statistics", state["title"], state["chosen"], state["note"], strips, sentence=said)
 
 
 def _strips(state: StatsState, numbers: bytes) -> Markup | None:

@@ -9,7 +9,7 @@ from mlx_nb.shared.timeline import COMPUTE, KINDS, SEND, WAIT
 from mlx_nb.widgets.markup import Markup, tag
 from mlx_nb.widgets.png import BLUE, ORANGE, data_uri, palette_png
 from mlx_nb.widgets.timeline_state import DECODE_BIT, LaneState, TimelineState, unpack_spans
-from mlx_nb.widgets.view import self_contained
+from mlx_nb.widgets.view import still
 
 PIXELS = 720
 TALL, LINE = 13, 1
@@ -25,17 +25,10 @@ HEADS = ("rank", "phase", "passes", *KINDS, "busy")
 
 def timeline_html(state: TimelineState, spans: bytes) -> str:
     """The whole view, self-contained."""
-    top = tag("div.mv-top", tag("b.mv-model", state["title"]), " ", tag("span.mv-where", state["summary"]))
-    body = tag(
-        "div.mlxnb-view.mlxnb-timeline",
-        tag("div.mv-header", tag("div.mv-what", top, tag("div.mv-prompt", state["note"]))),
-        tag("div.mv-row", _lanes(state, spans), _legend()),
-        tag("div.mv-row.mt-numbers", _table(state)),
-        tag("div.mv-sentence", state["sentence"]) if state["sentence"] else None,
-        role="group",
-        aria_label=f"Timeline: {state['title']}",
-    )
-    return self_contained("timeline", body)
+    lanes = tag("div.mv-row", _lanes(state, spans), _legend())
+    numbers = tag("div.mv-row.mt-numbers", _table(state))
+    said, head = state["sentence"], (state["title"], state["summary"], state["note"])
+    return still("timeline", "Timeline", *head, lanes, numbers, sentence=said)
 
 
 def _lanes(state: TimelineState, spans: bytes) -> Markup:

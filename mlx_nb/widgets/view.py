@@ -26,7 +26,7 @@ import traitlets
 
 from mlx_nb.shared.errors import MlxNbError
 from mlx_nb.widgets.assets import script, sheet
-from mlx_nb.widgets.markup import Markup, style
+from mlx_nb.widgets.markup import Markup, style, tag
 
 WIDGET_MIME = "application/vnd.jupyter.widget-view+json"
 
@@ -202,6 +202,25 @@ class View(anywidget.AnyWidget):
 def self_contained(name: str, body: Markup) -> str:
     """A view's static picture with its style sheet."""
     return style(sheet(name)) + body
+
+
+def still(
+    name: str, label: str, title: str, where: str, note: str, *parts: Markup | None, sentence: str = ""
+) -> str:
+    """A view's static picture in the frame that static/view.js draws, self-contained.
+
+    Args:
+        name: The view's.
+        label: What it is, for screen readers.
+        title, where, note: The header: the model, a word beside it, the line below.
+        *parts: The view's own.
+        sentence: The foot.
+    """
+    top = tag("div.mv-top", tag("b.mv-model", title), " ", tag("span.mv-where", where))
+    header = tag("div.mv-header", tag("div.mv-what", top, tag("div.mv-prompt", note)))
+    foot = tag("div.mv-sentence", sentence) if sentence else None
+    view = f"div.mlxnb-view.mlxnb-{name}"
+    return self_contained(name, tag(view, header, *parts, foot, role="group", aria_label=f"{label}: {title}"))
 
 
 def describe_error(error: BaseException | str) -> str:

@@ -100,6 +100,51 @@ def shoot(page: Any, tmp_path: Path) -> Callable[[str], None]:
     return lambda name: page.screenshot(path=folder / f"{name}.png", full_page=True)
 
 
+@pytest.fixture
+def dressed(looks: ModuleType, jupyterlab: Callable[[str], None], shoot: Callable[[str], None]) -> Any:
+    """``dressed(view, "dark", "lens-dark")``: a picture in that theme, and every text with its contrast."""
+
+    def dress(view: Any, theme: str, name: str) -> list[tuple[float, str]]:
+        jupyterlab(theme)
+        view.page.wait_for_timeout(100)
+        shoot(name)
+        return view.page.evaluate(looks.CONTRASTS)
+
+    return dress
+
+
+@pytest.fixture
+def squeezed(looks: ModuleType, shoot: Callable[[str], None]) -> Any:
+    """``squeezed(view, 700, "lens-700")``: a picture at that width, and what overflows or is cut off there."""
+
+    def squeeze(view: Any, width: int, name: str) -> list[str]:
+        view.page.set_viewport_size({"width": width, "height": 900})
+        view.page.wait_for_timeout(50)
+        shoot(name)
+        return view.page.evaluate(looks.OVERFLOWING) + view.page.evaluate(looks.CLIPPED)
+
+    return squeeze
+
+
+@pytest.fixture
+def still_page(chromium: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """``still_page(view.html(), "dark", "lens-static-dark")``: what stays of a view, in a page without scripts."""
+    contexts = []
+
+    def open_still(html: str, theme: str, name: str) -> Any:
+        size = {"width": 944, "height": 600}
+        contexts.append(chromium.new_context(java_script_enabled=False, color_scheme=theme, viewport=size))
+        page = contexts[-1].new_page()
+        page.set_content(f"<body style='background:{'#fff' if theme == 'light' else '#111'}'>{html}")
+        page.screenshot(path=Path(os.environ.get("MLX_NB_SCREENSHOTS") or tmp_path) / f"{name}.png")
+        assert "<script" not in html
+        return page
+
+    yield open_still
+    for context in contexts:
+        context.close()
+
+
 def theme_css(theme: str) -> str:
     """JupyterLab's own variables of its light or dark theme."""
     themes = Path(sys.prefix) / "share/jupyter/lab/themes/@jupyterlab"

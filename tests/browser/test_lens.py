@@ -1,9 +1,5 @@
 """The logit lens's view in Chromium: cells, keys, links, looks, and the picture that stays."""
 
-import os
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -86,11 +82,9 @@ def test_what_is_packed_is_what_the_lens_has() -> None:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("size", [(6, 12), (12, 30), (64, 30)])
-def test_every_text_has_contrast_in_both_themes(looks, open_widget, jupyterlab, shoot, size, theme):
+def test_every_text_has_contrast_in_both_themes(looks, open_widget, dressed, size, theme):
     view = open_widget(widget(made(*size)))
-    jupyterlab(theme)
-    view.page.wait_for_timeout(100)
-    shoot(f"lens-{size[0]}-{theme}")
+    dressed(view, theme, f"lens-{size[0]}-{theme}")
     for mode in ("Answer", "Certainty", "Probability"):
         view.button(mode).click()
         measured = view.page.evaluate(looks.CONTRASTS)
@@ -100,15 +94,8 @@ def test_every_text_has_contrast_in_both_themes(looks, open_widget, jupyterlab, 
 
 
 @pytest.mark.parametrize("width", [700, 480])
-def test_nothing_overflows_a_narrow_place(looks, open_widget, shoot, width):
-    view = open_widget(widget(made(12, 30)))
-    view.page.set_viewport_size({"width": width, "height": 1100})
-    view.page.wait_for_timeout(50)
-    shoot(f"lens-{width}")
-
-    overflowing = view.page.evaluate(looks.OVERFLOWING)
-    assert overflowing == []
-    assert view.page.evaluate(looks.CLIPPED) == []
+def test_nothing_overflows_a_narrow_place(open_widget, squeezed, width):
+    assert squeezed(open_widget(widget(made(12, 30))), width, f"lens-{width}") == []
 
 
 def test_what_a_screen_reader_hears(open_widget):
@@ -203,23 +190,14 @@ def test_bytes_stay_in_the_budget_and_nothing_is_left_behind(open_widget):
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_the_picture_that_stays_says_the_same_without_a_script(chromium, open_widget, tmp_path, theme):
+def test_the_picture_that_stays_says_the_same_without_a_script(open_widget, still_page, theme):
     lens = made(8, 12)
     view = open_widget(widget(lens))
     words = "[...document.querySelectorAll('.ml-grid th, .ml-grid td')].map((n) => n.textContent)"
     live = view.page.evaluate(words)
-    context = chromium.new_context(
-        java_script_enabled=False, color_scheme=theme, viewport={"width": 944, "height": 600}
-    )
-    page: Any = context.new_page()
-    page.set_content(
-        f"<body style='background:{'#fff' if theme == 'light' else '#111'}'>{view.widget.html()}"
-    )
-    folder = Path(os.environ.get("MLX_NB_SCREENSHOTS") or tmp_path)
-    page.screenshot(path=folder / f"lens-static-{theme}.png")
+    page = still_page(view.widget.html(), theme, f"lens-static-{theme}")
 
     still = [each.text_content() for each in page.locator(".ml-grid th, .ml-grid td").all()]
     assert still == live
     assert page.locator(".ml-cell.answer").count() == view.page.locator(".ml-cell.answer").count()
     assert "After token" in page.locator(".mv-sentence").inner_text()
-    context.close()

@@ -1,9 +1,5 @@
 """The statistics strip in Chromium: colours, keys, links, looks, and the picture that stays."""
 
-import os
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -58,27 +54,16 @@ def test_a_long_prompt_shares_columns_and_keeps_the_largest() -> None:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("size", [(30, 37), (80, 3000), (12, 9)])
-def test_every_text_has_contrast_in_both_themes(looks, open_widget, jupyterlab, shoot, size, theme):
-    view = open_widget(widget(made(*size)))
-    jupyterlab(theme)
-    view.page.wait_for_timeout(100)
-    shoot(f"stats-{size[0]}-{theme}")
-
-    measured = view.page.evaluate(looks.CONTRASTS)
+def test_every_text_has_contrast_in_both_themes(open_widget, dressed, size, theme):
+    measured = dressed(open_widget(widget(made(*size))), theme, f"stats-{size[0]}-{theme}")
 
     assert len(measured) > 8
     assert [text for ratio, text in measured if ratio < 4.5] == []
 
 
 @pytest.mark.parametrize("width", [700, 480])
-def test_nothing_overflows_a_narrow_place(looks, open_widget, shoot, width):
-    view = open_widget(widget(made()))
-    view.page.set_viewport_size({"width": width, "height": 900})
-    view.page.wait_for_timeout(50)
-    shoot(f"stats-{width}")
-
-    assert view.page.evaluate(looks.OVERFLOWING) == []
-    assert view.page.evaluate(looks.CLIPPED) == []
+def test_nothing_overflows_a_narrow_place(open_widget, squeezed, width):
+    assert squeezed(open_widget(widget(made())), width, f"stats-{width}") == []
 
 
 def test_what_a_screen_reader_hears(open_widget):
@@ -165,16 +150,8 @@ def test_nothing_is_left_when_the_view_ends(open_widget):
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_the_picture_that_stays_says_the_same_without_a_script(chromium, tmp_path, theme):
-    context = chromium.new_context(
-        java_script_enabled=False, color_scheme=theme, viewport={"width": 944, "height": 600}
-    )
-    page: Any = context.new_page()
-    page.set_content(
-        f"<body style='background:{'#fff' if theme == 'light' else '#111'}'>{widget(made()).html()}"
-    )
-    folder = Path(os.environ.get("MLX_NB_SCREENSHOTS") or tmp_path)
-    page.screenshot(path=folder / f"stats-static-{theme}.png")
+def test_the_picture_that_stays_says_the_same_without_a_script(still_page, theme):
+    page = still_page(widget(made()).html(), theme, f"stats-static-{theme}")
 
     assert "rms is largest, 900, at token 0 of layers.5.output" in page.locator(".mv-sentence").inner_text()
     assert [each.get_attribute("alt") for each in page.locator("img").all()] == [
@@ -182,4 +159,3 @@ def test_the_picture_that_stays_says_the_same_without_a_script(chromium, tmp_pat
         "rank 1: rms by row and token",
     ]
     assert page.locator("img").first.evaluate("node => node.naturalHeight") == 150
-    context.close()

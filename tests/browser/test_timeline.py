@@ -1,7 +1,6 @@
 """The timeline's view in Chromium: what is drawn, zooming, keys, export, looks, and the picture that stays."""
 
 import json
-import os
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -42,13 +41,8 @@ RUNS = {
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("name", list(RUNS))
-def test_every_text_has_contrast_in_both_themes(looks, open_widget, jupyterlab, shoot, name, theme):
-    view = open_widget(widget(RUNS[name]))
-    jupyterlab(theme)
-    view.page.wait_for_timeout(100)
-    shoot(f"timeline-{name}-{theme}")
-
-    measured = view.page.evaluate(looks.CONTRASTS)
+def test_every_text_has_contrast_in_both_themes(open_widget, dressed, name, theme):
+    measured = dressed(open_widget(widget(RUNS[name])), theme, f"timeline-{name}-{theme}")
 
     assert len(measured) > 20
     assert [text for ratio, text in measured if ratio < 4.5] == []
@@ -56,14 +50,8 @@ def test_every_text_has_contrast_in_both_themes(looks, open_widget, jupyterlab, 
 
 @pytest.mark.parametrize("width", [700, 480])
 @pytest.mark.parametrize("name", ["two_ranks", "four_ranks"])
-def test_nothing_overflows_a_narrow_place(looks, open_widget, shoot, name, width):
-    view = open_widget(widget(RUNS[name]))
-    view.page.set_viewport_size({"width": width, "height": 900})
-    view.page.wait_for_timeout(50)
-    shoot(f"timeline-{name}-{width}")
-
-    assert view.page.evaluate(looks.OVERFLOWING) == []
-    assert view.page.evaluate(looks.CLIPPED) == []
+def test_nothing_overflows_a_narrow_place(open_widget, squeezed, name, width):
+    assert squeezed(open_widget(widget(RUNS[name])), width, f"timeline-{name}-{width}") == []
 
 
 PIXEL = """([x, y]) => {
@@ -217,26 +205,17 @@ def test_nothing_is_left_when_the_view_ends(open_widget):
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_the_picture_that_stays_says_the_same_without_a_script(chromium, tmp_path, theme):
+def test_the_picture_that_stays_says_the_same_without_a_script(still_page, theme):
     timeline = RUNS["two_ranks"]
-    html = widget(timeline).html()
-    context = chromium.new_context(
-        java_script_enabled=False, color_scheme=theme, viewport={"width": 944, "height": 600}
-    )
-    page = context.new_page()
-    page.set_content(f"<body style='background:{'#fff' if theme == 'light' else '#111'}'>{html}")
-    folder = Path(os.environ.get("MLX_NB_SCREENSHOTS") or tmp_path)
-    page.screenshot(path=folder / f"timeline-static-{theme}.png")
+    page = still_page(widget(timeline).html(), theme, f"timeline-static-{theme}")
     text = page.locator(".mlxnb-view").inner_text()
     bars = page.locator(".mt-bar img")
 
-    assert "<script" not in html
     assert "rank 1 mini2" in text.replace("\n", " ")
     assert "Decode:" in text
     assert page.locator(".mt-table tbody tr").count() == 4
     assert bars.count() == 2
     assert bars.first.evaluate("node => node.naturalWidth") == PIXELS
-    context.close()
 
 
 def test_the_picture_of_a_lane_is_blue_where_the_rank_computes(chromium):

@@ -5,7 +5,7 @@
  *   from Python:  the traits state and norms
  */
 
-import { h, setText, ZERO, colour, formatNumber, frame } from "./view.js";
+import { h, setText, ZERO, colour, formatNumber, floatsOf, isPageKey, frame } from "./view.js";
 
 const HEADS = ["rank", "layers", "class", "offset", "capacity", "", "used/held", ""];
 const TIPS = { offset: "Tokens that have gone through it", capacity: "Positions that fit before it grows or turns", "used/held": "Bytes in use, and bytes that are held" };
@@ -38,11 +38,8 @@ function render(context) {
   /** @param {any} next */
   function draw(next) {
     state = next;
-    setText(view.title, state.model);
+    view.head({ title: state.model, note: state.note });
     setText(view.note, "KV cache");
-    setText(view.subtitle, state.note);
-    view.subtitle.setAttribute("title", state.note);
-    view.root.setAttribute("aria-label", `KV cache: ${state.model}`);
     headline.hidden = !state.headline;
     setText(headline, state.headline);
     setText(view.sentence, state.sentence);
@@ -97,7 +94,7 @@ function render(context) {
     const packed = context.model.get("norms");
     norm.hidden = !chosen.heads || !packed || packed.byteLength !== 4 * chosen.heads * chosen.positions.length;
     if (norm.hidden) return;
-    norms = Float32Array.from({ length: packed.byteLength / 4 }, (_, i) => packed.getFloat32(4 * i, true));
+    norms = floatsOf(packed);
     names.replaceChildren(h("b", {}, `layer ${chosen.layer}`), ...chosen.names.map((/** @type {string} */ name) => {
       const node = view.button(name, { title: `Norms of the ${name}` }, () => choose(chosen.layer, name));
       node.setAttribute("aria-pressed", String(name === chosen.buffer));
@@ -144,7 +141,7 @@ function render(context) {
   canvas.addEventListener("click", () => view.pick({ layer: state.chosen.layer, head: at.head, token: columns()[at.place].position }), { signal });
 
   view.root.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || !state || /** @type {HTMLElement} */ (event.target).tagName === "INPUT") return;
+    if (isPageKey(event) || !state || /** @type {HTMLElement} */ (event.target).tagName === "INPUT") return;
     const [down, across] = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key] || [0, 0];
     if ((down || across) && event.target === canvas) {
       at = { head: Math.max(0, Math.min(state.chosen.heads - 1, at.head + down)), place: Math.max(0, Math.min(state.chosen.positions.length - 1, at.place + across)) };

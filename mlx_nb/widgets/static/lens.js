@@ -10,7 +10,7 @@
  *            texts: string[], top: number}} State
  */
 
-import { h, setText, frame } from "./view.js";
+import { h, setText, gridStep, frame } from "./view.js";
 
 const MODES = [
   ["probability", "Probability", "How probable the cell's own token is"],
@@ -42,7 +42,7 @@ const percent = (/** @type {number} */ chance) =>
 /** @param {{model: import("./view.js").Model, el: HTMLElement}} context @returns {() => void} */
 function render(context) {
   const view = frame(context, "lens", "Logit lens");
-  const { root, signal, body, button, buttons } = view;
+  const { root, signal, body, buttons } = view;
   /** @type {State} */
   let state;
   /** @type {Cell[][]} */
@@ -52,12 +52,9 @@ function render(context) {
   let [row, column] = [-1, -1];
   let mode = "probability";
 
-  const modes = MODES.map(([name, text, title]) => {
-    const node = button(text, { title }, () => { mode = name; shadeAll(); });
-    node.dataset.mode = name;
-    return node;
-  });
-  buttons.append(h("span.mv-set", { role: "group", "aria-label": "Colour shows" }, ...modes));
+  const modes = view.choices("Colour shows", (name) => { mode = name; shadeAll(); });
+  modes.offer(MODES);
+  buttons.append(modes.node);
   setText(view.note, "logit lens");
   const scroll = h("div.ml-scroll");
   const where = h("div.mv-title");
@@ -74,9 +71,7 @@ function render(context) {
     const before = state;
     state = next;
     cells = unpack(state, context.model.get("cells"));
-    setText(view.title, state.title);
-    setText(view.subtitle, state.note);
-    root.setAttribute("aria-label", `Logit lens: ${state.title}`);
+    view.head(state);
     drawTable();
     if (!state.rows.length || !state.columns.length) return;
     if (!before || row >= state.rows.length || column >= state.columns.length) [row, column] = [state.rows.length - 1, state.columns.length - 1];
@@ -109,7 +104,7 @@ function render(context) {
   // -- drawing
 
   function shadeAll() {
-    for (const node of modes) node.setAttribute("aria-pressed", String(node.dataset.mode === mode));
+    modes.mark(mode);
     const most = cells.flat().reduce((found, { entropy }) => (entropy > found ? entropy : found), 1e-9);
     cells.forEach((line, r) => line.forEach((cell, c) => {
       const value = mode === "entropy" ? 1 - cell.entropy / most : mode === "answer" ? cell.answer : cell.chances[0];
@@ -145,17 +140,9 @@ function render(context) {
   // -- from the user, and from other views
 
   root.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || !nodes.length) return;
     if (!(/** @type {HTMLElement} */ (event.target)).closest(".ml-grid")) return;
-    const [lastRow, lastColumn] = [state.rows.length - 1, state.columns.length - 1];
-    const to = {
-      ArrowUp: [row - 1, column], ArrowDown: [row + 1, column], ArrowLeft: [row, column - 1], ArrowRight: [row, column + 1],
-      Home: [row, 0], End: [row, lastColumn], PageUp: [0, column], PageDown: [lastRow, column],
-    }[event.key];
-    if (!to) return;
-    choose(Math.min(Math.max(to[0], 0), lastRow), Math.min(Math.max(to[1], 0), lastColumn));
-    event.preventDefault();
-    event.stopPropagation();
+    const to = gridStep(event, row, column, nodes.length, state.columns.length);
+    if (to) choose(...to);
   }, { signal });
 
   view.onPlace(({ layer, token }) => {

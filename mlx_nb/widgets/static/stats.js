@@ -8,30 +8,17 @@
  *            chosen: string, start: number, stop: number, each: number, tokens: string[]}} State
  */
 
-import { h, setText, formatNumber, frame } from "./view.js";
+import { h, setText, formatNumber, inks, penOf, gridStep, floatsOf, frame } from "./view.js";
 
 const AXIS = 20; // CSS pixels above the first row
 const NAMES = 104;
 const LEAST_ROW = 11;
 const MOST_ROW = 20;
 
-/** @param {HTMLElement} node inside the view @param {string[]} names of the style sheet's variables */
-function inks(node, names) {
-  const probe = h("i");
-  node.append(probe);
-  const found = Object.fromEntries(names.map((name) => {
-    probe.style.color = `var(--${name})`;
-    return [name, getComputedStyle(probe).color];
-  }));
-  const font = getComputedStyle(node).fontFamily;
-  probe.remove();
-  return { ...found, font };
-}
-
 /** @param {{model: import("./view.js").Model, el: HTMLElement}} context @returns {() => void} */
 function render(context) {
   const view = frame(context, "stats", "Statistics");
-  const { root, signal, body, button, buttons } = view;
+  const { signal, body, buttons } = view;
   /** @type {State} */
   let state;
   let numbers = new Float32Array(0);
@@ -39,8 +26,11 @@ function render(context) {
   let [row, column] = [-1, -1];
   let shown = { values: new Float32Array(0), low: NaN, high: NaN };
 
-  const choices = h("span.mv-set", { role: "group", "aria-label": "Statistic" });
-  buttons.append(choices);
+  const choices = view.choices("Statistic", (name) => {
+    which = state.statistics.findIndex((each) => each.name === name);
+    draw();
+  });
+  buttons.append(choices.node);
   const canvas = /** @type {HTMLCanvasElement} */ (h("canvas.mq-canvas", { role: "img", tabindex: 0 }));
   const readout = h("div.mq-readout.mv-mono", { role: "status", "aria-live": "polite" });
   const [least, most] = [h("span"), h("span")];
@@ -54,15 +44,12 @@ function render(context) {
   function take(/** @type {State} */ next) {
     const first = state === undefined;
     state = next;
-    const packed = context.model.get("numbers");
-    numbers = packed ? new Float32Array(packed.buffer.slice(packed.byteOffset, packed.byteOffset + packed.byteLength)) : new Float32Array(0);
+    numbers = floatsOf(context.model.get("numbers"));
     columns = state.rows.length && state.statistics.length ? numbers.length / state.statistics.length / state.rows.length : 0;
     if (first) which = Math.max(0, state.statistics.findIndex(({ name }) => name === state.chosen));
     if (row >= state.rows.length || column >= columns) [row, column] = [-1, -1];
-    setText(view.title, state.title);
-    setText(view.subtitle, state.note);
-    root.setAttribute("aria-label", `Statistics: ${state.title}`);
-    choices.replaceChildren(...state.statistics.map((each, place) => button(each.name === "nonfinite" ? "NaN, Inf" : each.name, { title: each.words }, () => { which = place; draw(); })));
+    view.head(state);
+    choices.offer(state.statistics.map(({ name, words }) => [name, name === "nonfinite" ? "NaN, Inf" : name, words]));
     draw();
   }
 
@@ -74,7 +61,7 @@ function render(context) {
     let [low, high] = [Infinity, 0];
     for (const value of values) if (Number.isFinite(value) && value > 0) [low, high] = [Math.min(low, value), Math.max(high, value)];
     shown = { values, low, high };
-    [...choices.children].forEach((node, place) => node.setAttribute("aria-pressed", String(place === which)));
+    choices.mark(one ? one.name : "");
     setText(view.note, one ? one.name : "");
     setText(view.sentence, one ? one.sentence : "");
     setText(least, high ? formatNumber(low) : "0");
@@ -87,23 +74,10 @@ function render(context) {
 
   const rowHeight = () => Math.min(MOST_ROW, Math.max(LEAST_ROW, Math.round(420 / Math.max(1, state.rows.length))));
 
-  // -- drawing, at most once a frame
-  let waiting = 0;
-  view.endings.push(() => cancelAnimationFrame(waiting));
-  function queue() {
-    waiting ||= requestAnimationFrame(() => {
-      waiting = 0;
-      if (state && canvas.clientWidth) paint();
-    });
-  }
+  const queue = view.painter(canvas, () => state && paint());
 
   function paint() {
-    const ratio = window.devicePixelRatio || 1;
-    const [W, H] = [canvas.clientWidth, canvas.clientHeight];
-    canvas.width = Math.round(W * ratio);
-    canvas.height = Math.round(H * ratio);
-    const pen = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
-    pen.scale(ratio, ratio);
+    const { pen, W } = penOf(canvas);
     const ink = inks(/** @type {HTMLElement} */ (canvas.parentElement), ["fg", "soft", "line", "edge", "done", "now"]);
     const [tall, wide] = [rowHeight(), (W - NAMES) / Math.max(1, columns)];
     const span = Math.log(shown.high) - Math.log(shown.low);
@@ -200,17 +174,10 @@ function render(context) {
   canvas.addEventListener("pointerleave", () => state && tell(), { signal });
 
   canvas.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || !columns) return;
-    const [lastRow, lastColumn] = [state.rows.length - 1, columns - 1];
-    const [r, c] = row < 0 ? [0, 0] : [row, column];
-    const to = row < 0 && event.key.startsWith("Arrow") ? [0, 0] : {
-      ArrowUp: [r - 1, c], ArrowDown: [r + 1, c], ArrowLeft: [r, c - 1], ArrowRight: [r, c + 1],
-      Home: [r, 0], End: [r, lastColumn], PageUp: [0, c], PageDown: [lastRow, c],
-    }[event.key];
+    const to = gridStep(event, Math.max(row, 0), Math.max(column, 0), state.rows.length, columns);
     if (!to) return;
-    choose(Math.min(Math.max(to[0], 0), lastRow), Math.min(Math.max(to[1], 0), lastColumn));
-    event.preventDefault();
-    event.stopPropagation();
+    if (row < 0 && event.key.startsWith("Arrow")) choose(0, 0); // nothing was chosen: the first press shows where it begins
+    else choose(...to);
   }, { signal });
 
   view.onPlace(({ layer, token }) => {
@@ -220,14 +187,6 @@ function render(context) {
     const [toRow, toColumn] = [r < 0 ? Math.max(row, 0) : r, c < 0 ? Math.max(column, 0) : c];
     if ((r >= 0 || c >= 0) && (toRow !== row || toColumn !== column)) choose(toRow, toColumn, false);
   });
-
-  // -- the page around: its size, and its theme
-  const sizes = new ResizeObserver(queue);
-  sizes.observe(canvas);
-  const themes = new MutationObserver(queue);
-  for (const node of [document.body, document.documentElement]) themes.observe(node, { attributeFilter: ["class", "style", "data-jp-theme-light", "data-jp-theme-name"] });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", queue, { signal });
-  view.endings.push(() => sizes.disconnect(), () => themes.disconnect());
 
   view.onState(take, ["numbers"]);
   return view.end;

@@ -12,7 +12,7 @@
  *            values: Float32Array, indices: Uint8Array}} Tile
  */
 
-import { h, svg, setText, ZERO, RESERVED, strength, colour, formatNumber, frame } from "./view.js";
+import { h, svg, setText, ZERO, RESERVED, strength, colour, formatNumber, isPageKey, frame } from "./view.js";
 
 const MOST_TILES = 24;
 const ASK_AFTER_MS = 80;
@@ -715,7 +715,7 @@ function render(context) {
   }, { passive: false });
 
   view.root.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || !state || /^(INPUT|SELECT)$/.test(/** @type {HTMLElement} */ (event.target).tagName)) return;
+    if (isPageKey(event) || !state || /^(INPUT|SELECT)$/.test(/** @type {HTMLElement} */ (event.target).tagName)) return;
     const page = event.shiftKey;
     /** @type {Record<string, () => void>} */
     const keys = {

@@ -12,7 +12,7 @@
  *            pooled: boolean}} State
  */
 
-import { h, setText, frame } from "./view.js";
+import { h, setText, inks, penOf, isPageKey, frame } from "./view.js";
 
 const RECORD_BYTES = 30;
 const DECODE_BIT = 16;
@@ -26,6 +26,7 @@ const LANE = 46; // from one lane to the next
 const BAR = 26;
 const LEAST_WINDOW_S = 50e-6;
 const HOPS_SHOWN = 80;
+const INKS = ["bg", "fg", "soft", "line", "edge", "chip", "done", "other", "on-done", "send", "wait", "now"];
 
 // ------------------------------------------------------------------------------------------------------- spans
 
@@ -103,36 +104,13 @@ function chromeTrace(state, spans) {
 // ------------------------------------------------------------------------------------------------------ picture
 
 /**
- * The colours of the style sheet as a canvas takes them.
- * @param {HTMLElement} node inside the view
- */
-function inks(node) {
-  const probe = h("i");
-  node.append(probe);
-  const read = (/** @type {string} */ name) => {
-    probe.style.color = `var(--${name})`;
-    return getComputedStyle(probe).color;
-  };
-  const found = Object.fromEntries(
-    ["bg", "fg", "soft", "line", "edge", "chip", "done", "other", "on-done", "send", "wait", "now"].map((name) => [name, read(name)]));
-  const font = getComputedStyle(node).fontFamily;
-  probe.remove();
-  return { ...found, font };
-}
-
-/**
  * Draws the lanes. Where many spans share a pixel its colours are mixed by their shares of the time.
  * @param {HTMLCanvasElement} canvas
  * @param {{state: State, spans: Span[], lanes: Span[][], from: number, to: number, chosen: Span|null}} scene
  */
 function paint(canvas, { state, lanes, from, to, chosen }) {
-  const ratio = window.devicePixelRatio || 1;
-  const [W, H] = [canvas.clientWidth, canvas.clientHeight];
-  canvas.width = Math.max(1, Math.round(W * ratio));
-  canvas.height = Math.max(1, Math.round(H * ratio));
-  const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
-  context.scale(ratio, ratio);
-  const ink = inks(/** @type {HTMLElement} */ (canvas.parentElement));
+  const { pen: context, W, H } = penOf(canvas);
+  const ink = inks(/** @type {HTMLElement} */ (canvas.parentElement), INKS);
   const x = (/** @type {number} */ seconds) => ((seconds - from) / (to - from)) * W;
   const top = (/** @type {number} */ rank) => AXIS + rank * LANE + 4;
 
@@ -330,11 +308,9 @@ function render(context) {
     whole = unpack(model.get("spans"));
     use(whole, { begin: 0, end: state.length_s, pooled: state.pooled });
     if (first || to > state.length_s || to === 0) [from, to] = [0, state.length_s || 1];
-    setText(view.title, state.title);
+    view.head(state);
     setText(view.note, state.summary);
-    setText(view.subtitle, state.note);
     setText(view.sentence, state.sentence);
-    root.setAttribute("aria-label", `Timeline: ${state.title}`);
     canvas.style.height = `${AXIS + state.lanes.length * LANE + 14}px`;
     names.replaceChildren(...state.lanes.map((lane) => h("div.mt-name", { title: lane.host },
       h("div.mt-who", {}, h("b", {}, `rank ${lane.rank}`), " ", h("span", {}, lane.host)), h("div.mt-holds", {}, lane.holds))));
@@ -362,14 +338,7 @@ function render(context) {
     return lane.reduce((/** @type {Span|null} */ best, span) => (!best || away(span) < away(best) ? span : best), null);
   }
 
-  // -- drawing, at most once a frame
-  let waiting = 0;
-  function queue() {
-    waiting ||= requestAnimationFrame(() => {
-      waiting = 0;
-      if (state && canvas.clientWidth) paint(canvas, { state, lanes, from, to, chosen });
-    });
-  }
+  const queue = view.painter(canvas, () => state && paint(canvas, { state, lanes, from, to, chosen }));
 
   /** What stands in the line under the lanes: the chosen span, or the one under the mouse. */
   function tell(/** @type {Span|null} */ span = chosen) {
@@ -381,7 +350,7 @@ function render(context) {
 
   /** @type {ReturnType<typeof setTimeout>|undefined} */
   let asking;
-  view.endings.push(() => clearTimeout(asking), () => cancelAnimationFrame(waiting));
+  view.endings.push(() => clearTimeout(asking));
 
   function show(/** @type {number} */ begin, /** @type {number} */ end) {
     const length = Math.min(Math.max(end - begin, LEAST_WINDOW_S), state.length_s);
@@ -489,7 +458,7 @@ function render(context) {
   }
 
   root.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || !state) return;
+    if (isPageKey(event) || !state) return;
     if (event.key === "+" || event.key === "=") zoom(0.5);
     else if (event.key === "-") zoom(2);
     else if (event.key === "0") show(0, state.length_s);
@@ -517,14 +486,6 @@ function render(context) {
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
   }
-
-  // -- the page around: its size, and its theme
-  const sizes = new ResizeObserver(queue);
-  sizes.observe(canvas);
-  const themes = new MutationObserver(queue);
-  for (const node of [document.body, document.documentElement]) themes.observe(node, { attributeFilter: ["class", "style", "data-jp-theme-light", "data-jp-theme-name"] });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", queue, { signal });
-  view.endings.push(() => sizes.disconnect(), () => themes.disconnect());
 
   view.onState(take, ["spans"]);
   return view.end;

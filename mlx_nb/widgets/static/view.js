@@ -89,6 +89,63 @@ export function formatNumber(value) {
   return text.replace("e+", "e").replace("e-", "e−").replace(/^-/, "−");
 }
 
+// ------------------------------------------------------------------------------------------------- canvas and keys
+
+/**
+ * Colours of the style sheet as a canvas takes them, and the font.
+ * @param {HTMLElement} node inside the view @param {string[]} names of the style sheet's variables
+ * @returns {Record<string, string>}
+ */
+export function inks(node, names) {
+  const probe = h("i");
+  node.append(probe);
+  const found = Object.fromEntries(names.map((name) => {
+    probe.style.color = `var(--${name})`;
+    return [name, getComputedStyle(probe).color];
+  }));
+  const font = getComputedStyle(node).fontFamily;
+  probe.remove();
+  return { ...found, font };
+}
+
+/** A canvas cleared in the size that it has on the page, in CSS pixels. @param {HTMLCanvasElement} canvas */
+export function penOf(canvas) {
+  const ratio = window.devicePixelRatio || 1;
+  const [W, H] = [canvas.clientWidth, canvas.clientHeight];
+  canvas.width = Math.max(1, Math.round(W * ratio));
+  canvas.height = Math.max(1, Math.round(H * ratio));
+  const pen = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
+  pen.scale(ratio, ratio);
+  return { pen, W, H };
+}
+
+/** Whether a key belongs to the page: Ctrl+S saves the notebook from a view too. @param {KeyboardEvent} event */
+export const isPageKey = (event) => event.ctrlKey || event.metaKey || event.altKey;
+
+/**
+ * Where a key leads in a grid; null for any other key. Then the event is used up.
+ * @param {KeyboardEvent} event @param {number} row @param {number} column
+ * @param {number} rows how many there are @param {number} columns
+ * @returns {[number, number]|null}
+ */
+export function gridStep(event, row, column, rows, columns) {
+  if (isPageKey(event) || !rows || !columns) return null;
+  const to = {
+    ArrowUp: [row - 1, column], ArrowDown: [row + 1, column], ArrowLeft: [row, column - 1], ArrowRight: [row, column + 1],
+    Home: [row, 0], End: [row, columns - 1], PageUp: [0, column], PageDown: [rows - 1, column],
+  }[event.key];
+  if (!to) return null;
+  event.preventDefault();
+  event.stopPropagation();
+  const within = (/** @type {number} */ at, /** @type {number} */ count) => Math.min(Math.max(at, 0), count - 1);
+  return [within(to[0], rows), within(to[1], columns)];
+}
+
+/** A packed trait as numbers. @param {DataView|null|undefined} packed */
+export function floatsOf(packed) {
+  return packed ? new Float32Array(packed.buffer.slice(packed.byteOffset, packed.byteOffset + packed.byteLength)) : new Float32Array(0);
+}
+
 // ------------------------------------------------------------------------------------------------------- frame
 
 /**
@@ -198,9 +255,57 @@ export function frame({ model, el }, name, label) {
     return node;
   }
 
+  /**
+   * Buttons of which one is pressed, for the header's toolbar.
+   * @param {string} said what they choose @param {(name: string) => void} press
+   */
+  function choices(said, press) {
+    const node = h("span.mv-set", { role: "group", "aria-label": said });
+    /** @param {[string, string, string][]} names name, text and tooltip of each */
+    const offer = (names) => node.replaceChildren(...names.map(([name, text, tip]) => {
+      const one = button(text, { title: tip }, () => press(name));
+      one.dataset.name = name;
+      return one;
+    }));
+    const mark = (/** @type {string} */ name) => {
+      for (const one of node.children) one.setAttribute("aria-pressed", String(/** @type {HTMLElement} */ (one).dataset.name === name));
+    };
+    return { node, offer, mark };
+  }
+
+  /** What the header says, and the view's name for screen readers. @param {{title: string, note: string}} state */
+  function head({ title: name, note: below }) {
+    setText(title, name);
+    setText(subtitle, below);
+    subtitle.setAttribute("title", below);
+    root.setAttribute("aria-label", `${label}: ${name}`);
+  }
+
+  /**
+   * Draw a canvas at most once a frame, and again when its size or the page's theme changes.
+   * @param {HTMLElement} canvas or what holds it @param {() => void} paint
+   * @returns {() => void} to be called when what it shows has changed
+   */
+  function painter(canvas, paint) {
+    let asked = 0;
+    const queue = () => {
+      asked ||= requestAnimationFrame(() => {
+        asked = 0;
+        if (canvas.clientWidth) paint();
+      });
+    };
+    const sizes = new ResizeObserver(queue);
+    sizes.observe(canvas);
+    const themes = new MutationObserver(queue);
+    for (const node of [document.body, document.documentElement]) themes.observe(node, { attributeFilter: ["class", "style", "data-jp-theme-light", "data-jp-theme-name"] });
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", queue, { signal });
+    endings.push(() => cancelAnimationFrame(asked), () => sizes.disconnect(), () => themes.disconnect());
+    return queue;
+  }
+
   // JupyterLab's command mode listens on the document: there `x` would cut the cell, and Enter edit it.
   root.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey) return; // Ctrl+S saves the notebook from here too
+    if (isPageKey(event)) return;
     if (event.key.length === 1 || event.key === "Enter") event.stopPropagation();
   }, { signal });
 
@@ -215,5 +320,5 @@ export function frame({ model, el }, name, label) {
   }
 
   el.append(root);
-  return { root, header, title, note, pill, subtitle, buttons, body, sentence, error, signal, endings, on, ask, onState, onPlace, pick, button, end };
+  return { root, header, title, note, pill, subtitle, buttons, body, sentence, error, signal, endings, on, ask, onState, onPlace, pick, button, choices, head, painter, end };
 }
