@@ -191,7 +191,7 @@ def _looked(pipe: "Pipe", ranks: Sequence[RankFindings], prompt: Sequence[int]) 
         return (*lines, "the check's run failed, so no more was looked at")
     fed = last.spans[-1][1] if last.spans else 0
     lines += [
-        f"{len(prompt)} prompt tokens and {max(0, fed - len(prompt))} generated ones fed in {len(last.spans)} passes: "
+        f"{fed} tokens fed in {len(last.spans)} passes, {min(fed, len(prompt))} of them the prompt's: "
         "tokens and positions agree on all ranks",
         f"{sum(one.modules for one in ranks)} module calls made again by fresh ones; "
         f"largest relative difference {format_number(max(one.worst for one in ranks))}",

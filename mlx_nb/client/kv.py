@@ -7,6 +7,7 @@ import numpy as np
 
 from mlx_nb.shared.errors import PlanError, RunError
 from mlx_nb.shared.kv_report import KVBuffer, KVEntryReport, KVReport
+from mlx_nb.shared.text import Table
 
 if TYPE_CHECKING:
     from mlx_nb.client.pipe import Pipe
@@ -220,9 +221,9 @@ class KVCaches:
         self.report = self._pipe.kv_cache().report
         return self
 
-    def table(self) -> list[list[str]]:
+    def table(self) -> Table:
         """The rows of the printed table, its head first."""
-        return self.report.rows()
+        return Table(self.report.rows())
 
     def __repr__(self) -> str:
         return str(self.report)

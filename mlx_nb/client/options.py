@@ -69,6 +69,13 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_chunk_option(parser: argparse.ArgumentParser) -> None:
+    """How long the prompt's chunks are, for those magics that take no other option of generation; absent if not given."""
+    parser.add_argument(
+        "--prefill-step-size", type=int, metavar="P", default=argparse.SUPPRESS, help="prompt tokens a chunk"
+    )
+
+
 def add_prompt_cache_option(parser: argparse.ArgumentParser) -> None:
     """Where a run may go on after a saved prompt cache."""
     parser.add_argument(
@@ -79,9 +86,9 @@ def add_prompt_cache_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def generation_options(found: argparse.Namespace) -> dict[str, Any]:
-    """The options that were given, as `Pipe.generate` takes them."""
-    known = {name[2:].replace("-", "_") for name, _, _ in _OPTIONS} | {"raw", "prompt_cache"}
+def generation_options(found: argparse.Namespace, *only: str) -> dict[str, Any]:
+    """The options that were given, all or some of them, as `Pipe.generate` takes them."""
+    known = set(only) or {name[2:].replace("-", "_") for name, _, _ in _OPTIONS} | {"raw", "prompt_cache"}
     return {name: value for name, value in vars(found).items() if name in known}
 
 

@@ -584,7 +584,8 @@ class Pipe:
             prompt: As for `generate`.
             sites: A site, an alias or a glob, several with commas between them, or a list.
             max_tokens: Tokens to generate; 0 feeds the prompt alone. The last token is sampled, not fed.
-            budget_bytes: The most that a rank holds of this pipe's traces; the least recently used values go first.
+            budget_bytes: The most that a rank holds of this trace; all of this pipe's together may take the largest
+                of their budgets. The least recently used values go first.
             **options: As `generate`.
 
         Raises:

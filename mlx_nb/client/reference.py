@@ -86,7 +86,7 @@ def side_of(other: Any) -> Side:
             other.name, modules, lambda ids, sites, options: other.trace(ids, sites=list(sites), **options)
         )
     raise OptionError(
-        f"A pipe cannot be compared with a {type(other).__name__}.",
+        f"A pipe cannot be compared with {other!r:.60}.",
         "Give another pipe, a trace, or mlx_nb.reference(): pipe.diff(mlx_nb.reference(), '…')",
     )
 
@@ -99,7 +99,9 @@ def running(pipe: "Pipe", wish: Reference) -> Iterator[Side]:
         MlxNbError: It cannot be loaded.
     """
     if wish.kind == "transformers":
-        with in_torch(pipe, wish.path or pipe.path, wish.dtype or _one_dtype(pipe)) as model:
+        # The ranks know names that transformers does not: smollm2, and those of mlx-community.
+        path = pipe.path if wish.path in ("", pipe.name) else wish.path
+        with in_torch(pipe, path, wish.dtype or _one_dtype(pipe)) as model:
             yield Side(
                 model.name,
                 frozenset(model.joined),

@@ -21,7 +21,7 @@ from mlx_nb.shared.capture import (
 from mlx_nb.shared.errors import MlxNbError, OptionError, SiteError, TraceError
 from mlx_nb.shared.sites import short_spelling
 from mlx_nb.shared.statistics import STATISTICS, TokenStatistics
-from mlx_nb.shared.text import format_number, format_shape, format_size, format_table
+from mlx_nb.shared.text import Table, format_count, format_number, format_shape, format_size, format_table
 
 if TYPE_CHECKING:
     import os
@@ -65,6 +65,7 @@ class Trace:
         self._source = source
         self.info = info
         self.gen: Any = None
+        self._dropped = False
 
     def records(self) -> list[SiteRecord]:
         """What was recorded: every site of every run, as it is now."""
@@ -107,6 +108,8 @@ class Trace:
                 f"A trace is indexed by a site, not {type(site).__name__}.", 'Type: trace["layers.0.output"]'
             )
         records = self.records()
+        if not records and self._dropped:
+            raise TraceError("This trace was dropped.", "Record it again: pipe.trace(…)")
         if not records:
             raise TraceError(
                 "This trace has recorded nothing.", "Run something inside: with pipe.trace() as trace: …"
@@ -179,14 +182,14 @@ class Trace:
             if one.held
         )
 
-    def table(self) -> list[list[str]]:
+    def table(self) -> Table:
         """A row for each site of the last run with its numbers, the head first."""
         runs = self.runs
         records = [record for record in self.records() if runs and record.run == runs[-1]]
         rows = [HEAD]
         for record, numbers in zip(records, self._numbers(records), strict=True):
             rows.append([*_row(record, self.info.layer_paths), *numbers])
-        return rows
+        return Table(rows, right=(1, 3, *range(6, len(HEAD))))
 
     def _numbers(self, records: Sequence[SiteRecord]) -> list[list[str]]:
         """The last columns of the table: blank for what cannot be joined or is gone."""
@@ -257,6 +260,7 @@ class Trace:
     def drop(self) -> None:
         """Free the values on their ranks."""
         self._source.drop()
+        self._dropped = True
 
     def read(self, wanted: Sequence[tuple[SiteRecord, int, Index]]) -> list[np.ndarray]:
         """Slices of single passes' values, bfloat16 as their bits: what a file is written from."""
@@ -270,13 +274,13 @@ class Trace:
         tokens = f" · tokens {min(p.start for p in spans)}:{max(p.stop for p in spans)}" if spans else ""
         several = f" · {len(runs)} runs, the last" if len(runs) > 1 else ""
         size = format_size(self.nbytes)
-        head = f"Trace {self.info.model} · {', '.join(self.info.sites)}{several}{tokens} · {len(last)} sites · {size}, {self._source.where}"
+        head = f"Trace {self.info.model} · {', '.join(self.info.sites)}{several}{tokens} · {format_count(len(last), 'site')} · {size}, {self._source.where}"
         if not last:
-            return f"{head}\n nothing recorded yet"
+            return f"{head}\n {'dropped' if self._dropped else 'nothing recorded yet'}"
         rows = [[*HEAD[:7], ""]]
         for record in last[:ROWS_SHOWN]:
             lost = sum(not one.held for one in record.passes)
-            rows.append([*_row(record, self.info.layer_paths), f"{lost} passes let go" if lost else ""])
+            rows.append([*_row(record, self.info.layer_paths), f"{lost} of them let go" if lost else ""])
         more = f"\n … {len(last) - ROWS_SHOWN} more: trace.table()" if len(last) > ROWS_SHOWN else ""
         return f"{head}\n{format_table(rows, right=(1, 3, 6))}{more}"
 

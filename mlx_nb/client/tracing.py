@@ -106,6 +106,7 @@ class LiveTrace(Trace):
     def wish(self, prompt: Sequence[int]) -> TraceWish:
         """What the next run records."""
         self.info.prompts.append(tuple(prompt))
+        self._dropped = False
         return TraceWish(
             trace_id=self._trace_id,
             run=len(self.info.prompts) - 1,

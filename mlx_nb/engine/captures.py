@@ -1,6 +1,6 @@
 """What traces have recorded on this rank: arrays that stay here, under a budget, until somebody asks for a slice."""
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -59,26 +59,34 @@ class CaptureStore:
     """The recorded values of one model on one rank.
 
     Attributes:
-        budget_bytes: The most that it holds; the least recently used values go first.
-        size_bytes: What it holds.
+        budgets: The most that it holds of each trace. Together they may take the largest of these; the least recently
+            used values go first.
         given: Values that modules are given in a comparison, under a name: by site and the pass's first token.
     """
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
-        self.budget_bytes = BUDGET_BYTES
-        self.size_bytes = 0
+        self.budgets: dict[str, int] = {}
+        self._sizes: Counter[str] = Counter()  # bytes held, by trace
         self._held: OrderedDict[tuple[Key, int], mx.array] = OrderedDict()
         self._places: dict[Key, _Place] = {}
         self.given: dict[str, dict[tuple[str, int], mx.array]] = {}
 
+    @property
+    def size_bytes(self) -> int:
+        """What it holds."""
+        return self._sizes.total()
+
     def put(self, key: Key, place: _Place, start: int, seen: _Seen, array: mx.array) -> None:
-        """Take a value in; older ones make room. One larger than the whole budget is noted, not kept."""
+        """Take a value in; older ones make room, the trace's own first. One larger than the whole budget is noted, not kept."""
         self._places.setdefault(key, place).passes[start] = seen
         self._drop((key, start))
         self._held[key, start] = array
-        self.size_bytes += array.nbytes
-        while self.size_bytes > self.budget_bytes:
+        trace_id = key[0]
+        self._sizes[trace_id] += array.nbytes
+        while self._sizes[trace_id] > self.budgets.get(trace_id, BUDGET_BYTES):
+            self._drop(next(at for at in self._held if at[0][0] == trace_id))
+        while self.size_bytes > max(self.budgets.values(), default=BUDGET_BYTES):
             self._drop(next(iter(self._held)))
 
     def peek(self, key: Key, start: int) -> mx.array | None:
@@ -94,6 +102,9 @@ class CaptureStore:
                 self._drop((key, at))
             if not passes:
                 del self._places[key]
+        if run is None:
+            self.budgets.pop(trace_id, None)
+            del self._sizes[trace_id]
 
     def records(self, trace_id: str) -> list[SiteRecord]:
         """What a trace has, in the order in which it was first seen."""
@@ -179,7 +190,7 @@ class CaptureStore:
 
     def _drop(self, at: tuple[Key, int]) -> None:
         if (array := self._held.pop(at, None)) is not None:
-            self.size_bytes -= array.nbytes
+            self._sizes[at[0][0]] -= array.nbytes
 
 
 class Recorder:
@@ -188,7 +199,7 @@ class Recorder:
     def __init__(self, run: "Run", wish: TraceWish) -> None:
         self._run, self._wish = run, wish
         self._store = run.stage.captures
-        self._store.budget_bytes = wish.budget_bytes
+        self._store.budgets[wish.trace_id] = wish.budget_bytes
         self._pending: list[tuple[Key, int]] = []
         self._errors: list[mx.array] = []
         self._given = self._store.given.get(wish.given, {})

@@ -28,7 +28,8 @@ class TraceWish:
         trace_id: Names the trace on every rank.
         run: The run's number in the trace, from 0; going back in a run keeps it.
         patterns: Globs over sites as `Event.site` spells them.
-        budget_bytes: The most that a rank holds, of all traces of its model; the least recently used goes first.
+        budget_bytes: The most that a rank holds of this trace; all traces of its model together may take the largest
+            of their budgets. The least recently used goes first.
         given: The name of values that modules are given instead of their own, after these were recorded.
     """
 

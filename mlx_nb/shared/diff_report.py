@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mlx_nb.shared.text import format_number, format_table
+from mlx_nb.shared.text import Table, format_number, format_table
 
 # What one rounding at each of some thirty layers leaves, with room for another BLAS or other chunks.
 TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 8e-2}
@@ -41,7 +41,7 @@ class Distance:
         return not self.holes and self.relative <= tolerance
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class DiffRow:
     """One site in both.
 
@@ -73,6 +73,20 @@ class DiffRow:
             return SHAPE
         judged = self.forced or self.free
         return SAME if judged.within(self.tolerance) else DIFFERS
+
+    def __repr__(self) -> str:
+        where = (
+            f"rank {self.rank} against {self.other_rank}"
+            if self.rank != self.other_rank
+            else f"rank {self.rank}"
+        )
+        if self.free is None:
+            shapes = " and ".join(str(list(shape)) for shape in self.shapes or ())
+            return f"{self.site} · {where} · {SHAPE}: {shapes}"
+        pairs = [("max", self.free.max), ("mean", self.free.mean), ("relative", self.free.relative)]
+        pairs += [("forced", self.forced.relative)] if self.forced else []
+        numbers = " · ".join(f"{name} {format_number(value)}" for name, value in pairs)
+        return f"{self.site} · {where} · {numbers} · cosine {self.free.cosine:.6f} · {self.verdict}"
 
     def cells(self) -> list[str]:
         """Its row in the table."""
@@ -144,9 +158,9 @@ class DiffReport:
         known = [row for row in self.rows if row.free is not None]
         return max(known, key=lambda row: (row.free.holes, row.free.relative), default=None)  # type: ignore[union-attr]
 
-    def table(self) -> list[list[str]]:
+    def table(self) -> Table:
         """A row for each site, the head first."""
-        return [HEAD, *(row.cells() for row in self.rows)]
+        return Table([HEAD, *(row.cells() for row in self.rows)], right=range(1, 8))
 
     @property
     def headline(self) -> str:

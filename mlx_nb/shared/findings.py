@@ -13,7 +13,7 @@ NEVER: Place = (-1, -1)
 """Before the run: what needs no pass to be seen."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Finding:
     """One thing that is wrong.
 
@@ -39,6 +39,9 @@ class Finding:
     look: str = ""
     at: Place = NEVER
     error: float = 0.0
+
+    def __repr__(self) -> str:
+        return f"{_where(self)}{self.site}: {self.what}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

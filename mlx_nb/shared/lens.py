@@ -7,7 +7,7 @@ import numpy as np
 
 from mlx_nb.shared.errors import OptionError
 from mlx_nb.shared.readout import Readout
-from mlx_nb.shared.text import format_table
+from mlx_nb.shared.text import Table
 
 EMBEDDING = "embed"
 
@@ -113,7 +113,7 @@ class Lens:
         """A token's text, as it is; ``NaN`` for -1."""
         return "NaN" if token < 0 else self.texts.get(token, f"<{token}>")
 
-    def table(self, token: int | None = None) -> list[list[str]]:
+    def table(self, token: int | None = None) -> Table:
         """A row for each layer at one position, the head first: rank, entropy in bits, how probable the answer
         is and its place among all tokens, the three most probable tokens."""
         place = self.place_of(token)
@@ -129,7 +129,7 @@ class Lens:
             rows.append(
                 [name, str(self.ranks[at]), f"{float(read.entropy_bits[at]):.1f}", chance, rank, *best]
             )
-        return rows
+        return Table(rows, right=(1, 2, 3, 4))
 
     def sentence(self, place: int) -> str:
         """What happens at one position, in words."""
@@ -148,8 +148,7 @@ class Lens:
         spans = [f"rank {rank}: {rows}" for rank, rows in self.spans()]
         what = f"{len(self.rows)} rows × {len(self.positions)} positions"
         place = len(self.positions) - 1
-        table = format_table(self.table(), right=(1, 2, 3, 4))
-        return f"{' · '.join([f'Lens {self.model}', what, *spans])}\n{table}\n {self.sentence(place)}"
+        return f"{' · '.join([f'Lens {self.model}', what, *spans])}\n{self.table()}\n {self.sentence(place)}"
 
     def spans(self) -> list[tuple[int, str]]:
         """Which rows come from each rank: ``(0, "embed–14")``."""

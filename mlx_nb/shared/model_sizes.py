@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from mlx_nb.shared.legal import LegalCuts
-from mlx_nb.shared.text import as_html, format_size, format_table
+from mlx_nb.shared.text import Table, as_html, format_size, format_table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +136,7 @@ class SiteTable:
         shown = " or ".join(repr(f"*.{part}") for part in dict.fromkeys(near))
         return f"No site matches {pattern!r}. Type a glob such as {shown}"
 
-    def table(self) -> list[list[str]]:
+    def table(self) -> Table:
         """The rows as text, the head first."""
         head = ["site", "class", "returns", "dtype", "parameters", "bytes"]
         body = []
@@ -145,7 +145,7 @@ class SiteTable:
             count = f"{row.parameters:,}" if row.parameters else ""
             size = format_size(row.size_bytes) if row.parameters else ""
             body.append([site, row.class_name, row.shape, row.dtype, count, size])
-        return [head, *body]
+        return Table([head, *body], right=(4, 5))
 
     def __repr__(self) -> str:
         table = self.table()

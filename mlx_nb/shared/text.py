@@ -142,6 +142,22 @@ def format_table(rows: Iterable[Sequence[str]], *, indent: int = 1, right: Itera
     return "\n".join(lines)
 
 
+class Table(list[list[str]]):
+    """Rows of text, the head first, that print as a table where a notebook or a prompt shows them.
+
+    >>> Table([["rank", "state"], ["0", "idle"]])
+     rank  state
+     0     idle
+    """
+
+    def __init__(self, rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> None:
+        super().__init__(list(row) for row in rows)
+        self._right = tuple(right)
+
+    def __repr__(self) -> str:
+        return format_table(self, right=self._right)
+
+
 class Trimmer:
     """Lets a stream of text through without the blanks at its end: they wait for what follows them.
 

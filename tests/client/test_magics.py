@@ -526,21 +526,27 @@ def test_patches_are_made_listed_saved_and_deleted_in_lines(shell: Shell, pipe: 
 
 def test_a_line_records_a_trace(shell: Shell, pipe: Pipe) -> None:
     ran = shell.good(
-        "%mlx_trace --sites layers.*.mlp_out,logits --max-tokens 2 -o t What is the capital of France?"
+        "%mlx_trace --sites layers.*.mlp_out,logits --max-tokens 2 --prefill-step-size 16 -o t What is the capital of France?"
     )
     assert "layers.29.mlp.output" in ran.out
     assert ran.out.startswith("The capital\n")
     assert shell.names["t"]["layers.*.mlp_out"].shape == (30, 1, 38, 576)
+    assert [one.stop for one in shell.names["t"].records()[0].passes] == [16, 32, 37, 38]
+    table = repr(shell.names["t"].table())
+    assert table.splitlines()[0].split()[:4] == ["site", "rank", "tokens", "passes"]
+    assert len(table.splitlines()) == 32
     shell.good("%%mlx_trace --raw\nThe sea")
     assert shell.names["trace"].gen.token_ids == []
     assert "No site" in shell.usage_error("%mlx_trace --sites layers.3.attn.output hello")
     assert "The prompt is empty" in shell.usage_error("%mlx_trace --max-tokens 2")
     assert "layers.0.mlp_out" in candidates("%mlx_trace --sites layers.0.m")
-    shell.good("%mlx_check --max-tokens 1")
+    shell.good("%mlx_check --max-tokens 1 --prefill-step-size 4")
     assert shell.names["check"].ok
+    assert "10 tokens fed in 3 passes, 10 of them the prompt's" in str(shell.names["check"])
     assert "--max-kv-size" in candidates("%mlx_check --")
-    shell.good("%mlx_diff --against t --free --sites layers.*.mlp_out -o found")
+    shell.good("%mlx_diff --against t --free --sites layers.*.mlp_out --prefill-step-size 16 -o found")
     assert shell.names["found"].ok
+    assert repr(shell.names["found"].worst).endswith("· same")
     assert "neither a variable nor a file" in shell.usage_error("%mlx_diff --against nobody Hi")
     assert "--against" in candidates("%mlx_diff --")
     assert set(candidates("%mlx_trace --")) >= {"--sites", "--max-tokens", "--out"}

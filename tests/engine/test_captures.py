@@ -178,13 +178,24 @@ def test_the_least_recently_used_value_goes_first_and_its_handle_says_so(pipe: L
     with pytest.raises(TraceError, match=r"output of tokens 0:8 is no longer on rank 0.*budget_bytes"):
         trace["layers.0.resid_post"].numpy()
     assert "is no longer on rank 0" in repr(trace["layers.0.resid_post"])
-    assert "3 passes let go" in repr(trace)
+    assert "3 of them let go" in repr(trace)
     assert trace.table()[1][7] == "let go"
     with pytest.raises(TraceError, match="holds nothing"):
         trace.save("nothing")
     assert pipe.stages[0].captures.size_bytes <= 3 * each
     more.drop()
     assert pipe.stages[0].captures.size_bytes == 0
+
+
+def test_a_small_budget_takes_nothing_from_other_traces(pipe: LoopbackPipe) -> None:
+    trace = traced(pipe, "layers.0.resid_post", max_tokens=0)
+    size = pipe.stages[0].captures.size_bytes
+
+    small = traced(pipe, "layers.1.resid_post", max_tokens=0, budget_bytes=CHUNK * 64 * 4)
+
+    assert trace["layers.0.resid_post"].held
+    assert [one.held for one in small.records()[0].passes] == [False, False, True]
+    assert pipe.stages[0].captures.size_bytes <= size + CHUNK * 64 * 4
 
 
 def test_a_value_that_was_read_stays_longer(pipe: LoopbackPipe) -> None:

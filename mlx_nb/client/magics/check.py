@@ -5,6 +5,7 @@ from IPython.display import display
 
 from mlx_nb.client.magics.parsing import Parser, one_line_errors, split_line
 from mlx_nb.client.magics.state import need_pipe, offer
+from mlx_nb.client.options import add_chunk_option, generation_options
 
 _HELP = """check every rank: weights against their files, every module against a fresh one, KV caches, hops, tokens
 
@@ -19,6 +20,7 @@ def check_parser() -> Parser:
     parser = Parser("%mlx_check", _HELP)
     parser.add_argument("--max-tokens", type=int, metavar="N", help="generate so many (2)")
     parser.add_argument("--max-kv-size", type=int, metavar="N", help="with KV caches of so many slots")
+    add_chunk_option(parser)
     parser.add_argument("--raw", action="store_true", help="without the chat template")
     parser.add_argument("-o", "--out", metavar="NAME", help="put the report into this variable (check)")
     return parser
@@ -36,9 +38,9 @@ class CheckMagics(Magics):
         parser = check_parser()
         words, rest = split_line(parser, line)
         found = parser.parse_args(words)
-        given = {"max_tokens": found.max_tokens, "max_kv_size": found.max_kv_size}
+        given = generation_options(found, "max_tokens", "max_kv_size", "prefill_step_size", "raw")
         options = {name: value for name, value in given.items() if value is not None}
-        report = need_pipe().check(rest or None, raw=found.raw, **options)
+        report = need_pipe().check(rest or None, **options)
         if found.out:
             self.shell.user_ns[found.out] = report
         else:

@@ -9,6 +9,7 @@ from IPython.display import display
 from mlx_nb.client.magics.model import prompt_of
 from mlx_nb.client.magics.parsing import Parser, one_line_errors, split_line
 from mlx_nb.client.magics.state import need_pipe, offer
+from mlx_nb.client.options import add_chunk_option, generation_options
 from mlx_nb.client.reference import reference
 from mlx_nb.client.trace_file import open_trace
 from mlx_nb.shared.errors import OptionError
@@ -35,6 +36,7 @@ def diff_parser() -> Parser:
     parser.add_argument("--free", action="store_true", help="only free runs, in which errors add up")
     parser.add_argument("--tol", type=float, metavar="X", help="the relative distance that is let pass")
     parser.add_argument("--max-tokens", type=int, metavar="N", default=0, help="generate so many (0)")
+    add_chunk_option(parser)
     parser.add_argument("--raw", action="store_true", help="without the chat template")
     parser.add_argument("-o", "--out", metavar="NAME", help="put the report into this variable (diff)")
     return parser
@@ -61,8 +63,7 @@ class DiffMagics(Magics):
             sites=found.sites,
             forced=not found.free,
             tol=found.tol,
-            max_tokens=found.max_tokens,
-            raw=found.raw,
+            **generation_options(found, "max_tokens", "prefill_step_size", "raw"),
         )
         if found.out:
             self.shell.user_ns[found.out] = report

@@ -5,6 +5,7 @@ from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_exp
 from mlx_nb.client.magics.model import prompt_of
 from mlx_nb.client.magics.parsing import Parser, one_line_errors, split_line
 from mlx_nb.client.magics.state import need_pipe, offer
+from mlx_nb.client.options import add_chunk_option, generation_options
 
 _HELP = """record values at sites while a prompt goes through; the rest of the line is the prompt, word for word
 
@@ -26,6 +27,7 @@ def trace_parser() -> Parser:
     parser.add_argument(
         "--max-tokens", type=int, metavar="N", default=0, help="generate so many (0: the prompt alone)"
     )
+    add_chunk_option(parser)
     parser.add_argument("--raw", action="store_true", help="without the chat template")
     parser.add_argument("-o", "--out", metavar="NAME", help="put the trace into this variable (trace)")
     return parser
@@ -45,7 +47,10 @@ class TraceMagics(Magics):
         found = parser.parse_args(words)
         pipe = need_pipe()
         trace = pipe.trace(
-            prompt_of(rest, cell, "%mlx_trace"), sites=found.sites, max_tokens=found.max_tokens, raw=found.raw
+            prompt_of(rest, cell, "%mlx_trace"),
+            sites=found.sites,
+            max_tokens=found.max_tokens,
+            **generation_options(found, "prefill_step_size", "raw"),
         )
         if found.out:
             self.shell.user_ns[found.out] = trace
