@@ -67,6 +67,10 @@ class BreakingRun:
             current.dbg = debugger
             debugger.stand(position)
 
+    def notes(self) -> list[str]:
+        """What to know besides, once it is over."""
+        return self._debugger.pipe.breakpoints.deaf()
+
     def _new(self, outcome: Outcome | None) -> Iterator[Piece]:
         """The pieces that no one has seen: one a token, their text as far as it is complete."""
         generation = self.generation

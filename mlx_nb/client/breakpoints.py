@@ -81,7 +81,8 @@ class Breakpoint:
         where += ["once"] if one.once else []
         condition = " · ".join([one.when, *where] if one.when else where) or "–"
         enabled = "yes" if one.enabled else "no"
-        return [str(one.number), one.site, condition, str(one.hits), str(one.ignore), enabled]
+        row = [str(one.number), one.site, condition, str(one.hits), str(one.ignore), enabled]
+        return [*row, one.deaf] if one.deaf else row
 
     def __repr__(self) -> str:
         if self.id not in self._owner.numbers:
@@ -135,6 +136,14 @@ class Breakpoints(Sequence[Breakpoint]):
     def armed(self) -> tuple[Break, ...]:
         """Those that are looked at, as they travel."""
         return tuple(one for one in self._all.values() if one.enabled)
+
+    def deaf(self) -> list[str]:
+        """What to know of those that no run can ever meet, a sentence each."""
+        return [
+            f"Breakpoint {one.number} ({one.when}) never stops: {one.deaf}."
+            for one in self.armed()
+            if one.deaf
+        ]
 
     def settle(self, counted: Sequence[Break]) -> None:
         """Take the ranks' counts over; what stopped once and for all is gone."""

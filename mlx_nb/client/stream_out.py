@@ -53,4 +53,6 @@ def follow_on_screen(run: "FreeRun | BreakingRun") -> Generation:
         return generation
     line = generation.stats.line if generation.stats else ""
     print(f"\n[{line} · {generation.finish_reason or generation.state}]")
+    for text in run.notes():
+        print(text)
     return generation

@@ -45,6 +45,10 @@ class FreeRun:
         """Runs on ipyparallel's thread: hand over, nothing else."""
         self._events.put(event)
 
+    def notes(self) -> list[str]:
+        """As `BreakingRun.notes`: nothing, for it looks for nothing."""
+        return []
+
     def pieces(self) -> Iterator[Piece | None]:
         """Pieces as they come; None when there is only progress to show.
 

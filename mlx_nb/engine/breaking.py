@@ -3,6 +3,7 @@
 import builtins
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -13,7 +14,16 @@ from mlx_nb.engine.pytree import arrays_in
 from mlx_nb.engine.stop import Stop, first_array
 from mlx_nb.engine.summary import bound_arguments
 from mlx_nb.shared.attention import SCORES
-from mlx_nb.shared.breaks import CHANGES, EVERYWHERE, NONFINITE, STATISTICS, Break, Condition, parse_condition
+from mlx_nb.shared.breaks import (
+    CHANGES,
+    EVERYWHERE,
+    EXPRESSION,
+    NONFINITE,
+    STATISTICS,
+    Break,
+    Condition,
+    parse_condition,
+)
 from mlx_nb.shared.errors import RunError
 from mlx_nb.shared.position import INPUT
 
@@ -47,13 +57,19 @@ class Breaks:
         """
         about = ""
         for place, one in enumerate(self.armed):
+            if not one.covers(stop.event):
+                continue
             try:
-                if not one.covers(stop.event) or not self._holds(one, stop):
-                    continue
+                holds = self._holds(one, stop)
+                halt, counted = one.hit() if holds else (False, one)
+                if not one.looked and self._conditions[one.when].kind == EXPRESSION:
+                    counted = replace(counted, looked=True)
+            except _UnknownNameError as error:
+                halt, counted = False, replace(one, unknown=error.name or "so")
             except RunError as error:
                 return f"Breakpoint {one.number}: {error}"
-            halt, counted = one.hit()
-            self.armed = (*self.armed[:place], counted, *self.armed[place + 1 :])
+            if counted is not one:
+                self.armed = (*self.armed[:place], counted, *self.armed[place + 1 :])
             if halt and not about:
                 about = self._about(counted, stop)
         return about
@@ -122,8 +138,8 @@ class Breaks:
         try:
             return bool(eval(condition.text, {**scope, "mx": mx, "np": np}, names))
         except NameError as error:
-            if "*" in one.pattern:
-                return False  # a glob comes to places that do not have the name
+            if "*" in one.pattern:  # a glob comes to places that do not have the name
+                raise _UnknownNameError(name=error.name) from error
             raise self._unclear(condition, error) from error
         except Exception as error:  # the user's expression may raise anything
             raise self._unclear(condition, error) from error
@@ -142,6 +158,10 @@ class Breaks:
             shown = ", ".join(f"{name} {STATISTIC[name](array):.4g}" for name in read)
             return f"{one.label.capitalize()}, hit {one.hits}" + (f": {shown}." if shown else ".")
         return f"{one.label.capitalize()}, hit {one.hits}."
+
+
+class _UnknownNameError(NameError):
+    """One place of a glob does not have a name that the condition reads; another may."""
 
 
 class _Names(dict[str, Any]):

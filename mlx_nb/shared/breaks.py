@@ -88,6 +88,8 @@ class Break:
         ignore: How many hits it still lets pass.
         enabled: Whether it is looked at.
         hits: How many times its site was reached with its condition true.
+        unknown: A name in its condition that none of the places it came to has; empty for none, or before the first.
+        looked: Whether its condition, an expression, could be read anywhere.
     """
 
     number: int
@@ -100,6 +102,13 @@ class Break:
     ignore: int = 0
     enabled: bool = True
     hits: int = 0
+    unknown: str = ""
+    looked: bool = False
+
+    @property
+    def deaf(self) -> str:
+        """Why it can never stop a run, by what was seen so far; empty if it can."""
+        return f"nothing there is called {self.unknown}" if self.unknown and not self.looked else ""
 
     @property
     def label(self) -> str:

@@ -77,6 +77,19 @@ def test_counts_are_kept_over_both_ranks_and_a_one_shot_goes(pipe: LoopbackPipe)
     ]
 
 
+def test_a_name_that_is_nowhere_under_a_glob_is_told_when_the_run_is_over(pipe: LoopbackPipe) -> None:
+    wrong = pipe.break_at("layers.*.output", when="valu.max() > 5")
+    right = pipe.break_at("*", when="mask is None and rank == 7")  # only some places have a mask
+    with pipe.begin_at() as dbg:
+        dbg.run()
+        assert dbg.done
+    assert pipe.breakpoints.deaf() == [
+        "Breakpoint 1 (valu.max() > 5) never stops: nothing there is called valu."
+    ]
+    assert repr(wrong).endswith("yes      nothing there is called valu")
+    assert "called" not in repr(right)
+
+
 def test_a_disabled_breakpoint_is_passed_and_an_enabled_one_stops_any_stride(pipe: LoopbackPipe) -> None:
     one = pipe.break_at("layers.1.output")
     one.disable()

@@ -116,7 +116,7 @@ class StepMagics(Magics):
             if debugger.asked_to_stop and not debugger.done:
                 print(f"[{debugger.how_far} · %mlx_step run goes on]")
             if position.kind == "end":
-                print(debugger.gen.text)
+                print("\n".join([debugger.gen.text, *debugger.pipe.breakpoints.deaf()]))
             return position
         looks: dict[str, Callable[[], object]] = {
             "where": debugger.where,
