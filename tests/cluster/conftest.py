@@ -57,26 +57,62 @@ def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def reference(tiny_folders: Path, pytestconfig: pytest.Config) -> dict[str, Any]:
-    """The tokens, texts and logits that mlx-lm makes in one process of its own.
+class Reference:
+    """What mlx-lm makes in one process of its own, which begins with the session: the browser's tests come first.
 
-    They are kept in pytest's cache for as long as nothing that they hang on changes.
+    It is kept in pytest's cache for as long as nothing that it hangs on changes.
     """
-    key = hashlib.sha256()
-    for module in (one_process, tiny):
-        key.update(Path(module.__file__).read_bytes())
-    for package in ("mlx", "mlx-lm", "numpy", "cmeel-openblas"):
-        with suppress(metadata.PackageNotFoundError):
-            key.update(metadata.version(package).encode())
-    assert pytestconfig.cache
-    folder = pytestconfig.cache.mkdir(f"mlx_nb_reference_{key.hexdigest()[:16]}")
-    if not (folder / "reference.json").is_file():
-        program = [sys.executable, one_process.__file__, str(folder), str(tiny_folders)]
-        one_thread = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # faster beside other processes
-        subprocess.run(program, check=True, timeout=280, env={**os.environ, **one_thread})
-    found: dict[str, Any] = json.loads((folder / "reference.json").read_text())
-    return {**found, "logits": np.load(folder / "logits.npy")}
+
+    def __init__(self, config: pytest.Config) -> None:
+        key = hashlib.sha256()
+        for module in (one_process, tiny):
+            key.update(Path(module.__file__).read_bytes())
+        for package in ("mlx", "mlx-lm", "numpy", "cmeel-openblas"):
+            with suppress(metadata.PackageNotFoundError):
+                key.update(metadata.version(package).encode())
+        assert config.cache
+        self.folder = config.cache.mkdir(f"mlx_nb_reference_{key.hexdigest()[:16]}")
+        self.process: subprocess.Popen[bytes] | None = None
+        if not (self.folder / "reference.json").is_file():
+            program = ["nice", sys.executable, one_process.__file__, str(self.folder)]
+            one_thread = {
+                "OPENBLAS_NUM_THREADS": "1",
+                "OMP_NUM_THREADS": "1",
+            }  # faster beside other processes
+            self.process = subprocess.Popen(program, env={**os.environ, **one_thread})
+
+    def found(self) -> dict[str, Any]:
+        """Tokens, texts and logits, once they are there."""
+        assert self.process is None or self.process.wait(timeout=280) == 0
+        found: dict[str, Any] = json.loads((self.folder / "reference.json").read_text())
+        return {**found, "logits": np.load(self.folder / "logits.npy")}
+
+    def end(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+
+BEGUN = pytest.StashKey[Reference]()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Begin with what mlx-lm makes, if a test will ask for it."""
+    if session.config.option.collectonly:
+        return
+    if any("reference" in getattr(item, "fixturenames", ()) for item in session.items):
+        session.config.stash[BEGUN] = Reference(session.config)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if BEGUN in config.stash:
+        config.stash[BEGUN].end()
+
+
+@pytest.fixture(scope="session")
+def reference(pytestconfig: pytest.Config) -> dict[str, Any]:
+    """The tokens, texts and logits that mlx-lm makes in one process of its own."""
+    return pytestconfig.stash[BEGUN].found()
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 LONG = (
@@ -24,6 +25,10 @@ PROMPTS = [
 ]
 MAX_TOKENS = [24, 10, 10, 24, 10, 10, 10, 10, 10, 10]
 TINY_TOKENS = 24
+SEVERAL, SEVERAL_TOKENS = (
+    [0, 3, 8, 1],
+    24,
+)  # places in PROMPTS: of four lengths, and two of them end by themselves
 SAMPLING = {"temp": 0.8, "top_p": 0.9, "top_k": 40, "min_p": 0.02}
 SEED = 7
 PENALTY = 1.3
@@ -47,12 +52,16 @@ TALK_SYSTEM, TALK_TOKENS = "You are brief.", 16
 TINY = ("gemma3", "rwkv7", "deepseek_v3", "qwen3")
 TINY_ROTATING = {"max_kv_size": 12, "prefill_step_size": 8}
 IDS = [(place * 7) % 101 for place in range(21)]
+TINY_SEVERAL = [IDS[:5], IDS, IDS[3:14]]
 
 
-def main(folder: Path, tiny: Path) -> None:
-    """Write ``reference.json`` and ``logits.npy`` into `folder`; the tiny models lie in `tiny`."""
+def main(folder: Path) -> None:
+    """Write ``logits.npy`` and, last, ``reference.json`` into `folder`."""
     import mlx_nb.engine  # noqa: F401 - before mlx: the same BLAS as on the ranks
     from mlx_nb.engine.resolve import resolve_model
+
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    from tests.tiny import make_tiny
 
     import mlx.core as mx  # isort: skip
     import mlx_lm
@@ -102,20 +111,36 @@ def main(folder: Path, tiny: Path) -> None:
             **given,
         )
     found["talk"] = talk(model, tokenizer)
-    found["tiny"] = {}
+    rows = [encode(PROMPTS[place]) for place in SEVERAL]
+    found["several"] = together(model, rows, SEVERAL_TOKENS, tokenizer.eos_token_ids)
+    found["tiny"], found["tiny_several"] = {}, {}
     for kind in TINY:
-        small, _ = load_model(tiny / kind)
+        small, _ = load_model(make_tiny(kind, folder / "tiny" / kind))
+        if kind != "rwkv7":  # its states take no padding
+            found["tiny_several"][kind] = together(small, TINY_SEVERAL, TINY_TOKENS, set())
         found["tiny"][kind] = [
             int(token) for token, _ in generate_step(mx.array(IDS), small, max_tokens=TINY_TOKENS)
         ]
-    small, _ = load_model(tiny / "qwen3")
+    small, _ = load_model(folder / "tiny" / "qwen3")
     found["tiny_rotating"] = [
         int(token)
         for token, _ in generate_step(mx.array(IDS), small, max_tokens=TINY_TOKENS, **TINY_ROTATING)
     ]
     logits = np.array(model(mx.array(encode(PROMPTS[0]))[None])[0].astype(mx.float32))
     np.save(folder / "logits.npy", logits)
-    (folder / "reference.json").write_text(json.dumps(found))
+    whole = folder / "written.json"
+    whole.write_text(json.dumps(found))
+    whole.rename(folder / "reference.json")
+
+
+def together(model: Any, rows: list[list[int]], limit: int, stop_ids: set[int]) -> list[list[int]]:
+    """The tokens of several prompts at once, by mlx-lm's `batch_generate`; it leaves stop tokens out."""
+    from mlx_lm.generate import batch_generate
+
+    # It hands out texts in every version, token ids only in the later ones.
+    tokenizer: Any = SimpleNamespace(eos_token_ids=stop_ids, decode=list)
+    found: list[Any] = batch_generate(model, tokenizer, rows, max_tokens=limit).texts
+    return found
 
 
 def talk(model: Any, tokenizer: Any) -> list[dict[str, Any]]:
@@ -144,4 +169,4 @@ def talk(model: Any, tokenizer: Any) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]))

@@ -9,18 +9,29 @@ from mlx_nb.client.cluster import Cluster
 from mlx_nb.client.pipe import Pipe
 from mlx_nb.shared.errors import OptionError, PromptError
 from tests.cluster.conftest import loaded
-from tests.cluster.reference import IDS, MAX_TOKENS, PROMPTS, SAMPLING, SEED, TINY_TOKENS
+from tests.cluster.reference import (
+    IDS,
+    MAX_TOKENS,
+    PROMPTS,
+    SAMPLING,
+    SEED,
+    SEVERAL,
+    SEVERAL_TOKENS,
+    TINY_SEVERAL,
+    TINY_TOKENS,
+)
 
 pytestmark = [pytest.mark.cluster]
 
-PLACES = [0, 3, 8, 1]
 
+def alike(pipe: Pipe, reference: dict[str, Any], **options: Any) -> None:
+    """Every row is mlx-lm's own answer to its prompt alone, and what its `batch_generate` makes of all of them."""
+    found = pipe.generate([PROMPTS[place] for place in SEVERAL], max_tokens=SEVERAL_TOKENS, **options)
 
-def alike(pipe: Pipe, reference: dict[str, Any], places: list[int], **options: Any) -> None:
-    """Every row is mlx-lm's own answer to its prompt alone."""
-    found = pipe.generate([PROMPTS[place] for place in places], max_tokens=24, **options)
-
-    for gen, place in zip(found, places, strict=True):
+    for gen, together in zip(found, reference["several"], strict=True):
+        assert gen.token_ids[: -1 if gen.finish_reason == "stop" else None] == together
+    assert len({len(together) for together in reference["several"]}) > 1
+    for gen, place in zip(found, SEVERAL, strict=True):
         wanted = reference["answers"][place]
         count = MAX_TOKENS[place]
         assert gen.prompt_ids == wanted["prompt_ids"]
@@ -40,14 +51,14 @@ def alike(pipe: Pipe, reference: dict[str, Any], places: list[int], **options: A
 
 
 def test_on_two_ranks_each_row_is_as_alone(pipe2: Pipe, reference: dict[str, Any]) -> None:
-    alike(pipe2, reference, PLACES)
+    alike(pipe2, reference)
     assert pipe2.last.text == "\n\n".join(gen.text for gen in pipe2.last)
     assert pipe2.last.state == "finished"
     assert "trimmed" not in str(pipe2.kv_cache())  # the longest prompt may have left the KV caches
 
 
 def test_in_small_chunks_on_three_ranks_over_tcp_too(tcp_pipe3: Pipe, reference: dict[str, Any]) -> None:
-    alike(tcp_pipe3, reference, PLACES, prefill_step_size=16)
+    alike(tcp_pipe3, reference, prefill_step_size=16)
 
 
 @pytest.mark.parametrize(
@@ -63,11 +74,10 @@ def test_other_architectures_too(
     chunk: int | None,
 ) -> None:
     with loaded(cluster3, tiny_folders / kind, split=split) as tiny:
-        short = IDS[:5]
-        rows = tiny.generate([short, IDS, IDS[3:14]], max_tokens=TINY_TOKENS, prefill_step_size=chunk)
-        alone = [tiny.generate(ids, max_tokens=TINY_TOKENS).token_ids for ids in (short, IDS[3:14])]
+        rows = tiny.generate(TINY_SEVERAL, max_tokens=TINY_TOKENS, prefill_step_size=chunk)
 
-        assert [row.token_ids for row in rows] == [alone[0], reference["tiny"][kind], alone[1]]
+        assert [row.token_ids for row in rows] == reference["tiny_several"][kind]
+        assert rows[1].token_ids == reference["tiny"][kind]  # as alone
 
 
 def test_rows_end_for_themselves(pipe2: Pipe, reference: dict[str, Any]) -> None:
