@@ -27,10 +27,15 @@ CLIPPED = """() => [...document.querySelectorAll(".mlxnb-view *")].filter((node)
 CONTRASTS = """() => {
   const context = Object.assign(document.createElement("canvas"), { width: 1, height: 1 }).getContext("2d",
     { willReadFrequently: true });
+  const known = new Map(); // of a thousand cells most lie on the same few colours, and reading a pixel is slow
   const over = (colours) => {
-    context.clearRect(0, 0, 1, 1);
-    for (const colour of colours) { context.fillStyle = colour; context.fillRect(0, 0, 1, 1); }
-    return [...context.getImageData(0, 0, 1, 1).data].slice(0, 3);
+    const key = colours.join(" ");
+    if (!known.has(key)) {
+      context.clearRect(0, 0, 1, 1);
+      for (const colour of colours) { context.fillStyle = colour; context.fillRect(0, 0, 1, 1); }
+      known.set(key, [...context.getImageData(0, 0, 1, 1).data].slice(0, 3));
+    }
+    return known.get(key);
   };
   const luminance = (rgb) => rgb.map((v) => v / 255)
     .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))

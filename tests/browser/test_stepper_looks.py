@@ -17,19 +17,29 @@ NAMES = [
 ]
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("name", NAMES)
-def test_every_text_has_contrast_in_both_themes(looks, open_view, jupyterlab, shoot, name, theme):
+def test_every_text_has_contrast_in_both_themes_and_nothing_overflows_a_narrow_place(
+    looks, open_view, jupyterlab, shoot, name
+):
     view = open_view(name)
-    jupyterlab(theme)
     view.page.evaluate("document.querySelectorAll('details').forEach((node) => (node.open = true))")
-    view.page.wait_for_timeout(100)
-    shoot(f"stepper-{name}-{theme}")
+    for theme in ("light", "dark"):
+        jupyterlab(theme)
+        view.page.wait_for_timeout(100)
+        shoot(f"stepper-{name}-{theme}")
 
-    measured = view.page.evaluate(looks.CONTRASTS)
+        measured = view.page.evaluate(looks.CONTRASTS)
 
-    assert len(measured) > 30
-    assert [text for ratio, text in measured if ratio < 4.5] == []
+        assert len(measured) > 30
+        assert [text for ratio, text in measured if ratio < 4.5] == [], theme
+
+    for width in (700, 480):
+        view.page.set_viewport_size({"width": width, "height": 900})
+        view.page.wait_for_timeout(50)
+        shoot(f"stepper-{name}-{width}")
+
+        assert view.page.evaluate(looks.OVERFLOWING) == [], width
+        assert view.page.evaluate(looks.CLIPPED) == [], width
 
 
 def test_faint_text_would_be_noticed(looks, open_view, jupyterlab):
@@ -40,19 +50,6 @@ def test_faint_text_would_be_noticed(looks, open_view, jupyterlab):
     assert [text for ratio, text in view.page.evaluate(looks.CONTRASTS) if ratio < 4.5] == [
         "mv-note: rank 1 · Attention › RoPE · queries before rotation"
     ]
-
-
-@pytest.mark.parametrize("width", [700, 480])
-@pytest.mark.parametrize("name", NAMES)
-def test_nothing_overflows_a_narrow_place(looks, open_view, shoot, name, width):
-    view = open_view(name)
-    view.page.set_viewport_size({"width": width, "height": 900})
-    view.page.evaluate("document.querySelectorAll('details').forEach((node) => (node.open = true))")
-    view.page.wait_for_timeout(50)
-    shoot(f"stepper-{name}-{width}")
-
-    assert view.page.evaluate(looks.OVERFLOWING) == []
-    assert view.page.evaluate(looks.CLIPPED) == []
 
 
 def test_an_overflow_would_be_noticed(looks, open_view):

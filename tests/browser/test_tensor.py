@@ -42,32 +42,29 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("name", SHAPES)
-def test_every_text_has_contrast_in_both_themes(looks, look_at, jupyterlab, shoot, name, theme):
+def test_every_text_has_contrast_in_both_themes_and_nothing_overflows_a_narrow_place(
+    looks, look_at, jupyterlab, shoot, name
+):
     make, letters = SHAPES[name]
     view = look_at(make(), letters)
-    jupyterlab(theme)
-    quiet(view)
-    shoot(f"tensor-{name}-{theme}")
+    for theme in ("light", "dark"):
+        jupyterlab(theme)
+        quiet(view)
+        shoot(f"tensor-{name}-{theme}")
 
-    measured = view.page.evaluate(looks.CONTRASTS)
+        measured = view.page.evaluate(looks.CONTRASTS)
 
-    assert len(measured) > 30
-    assert [text for ratio, text in measured if ratio < 4.5] == []
+        assert len(measured) > 30
+        assert [text for ratio, text in measured if ratio < 4.5] == [], theme
 
+    for width in (700, 480):
+        view.page.set_viewport_size({"width": width, "height": 900})
+        quiet(view)
+        shoot(f"tensor-{name}-{width}")
 
-@pytest.mark.parametrize("width", [700, 480])
-@pytest.mark.parametrize("name", SHAPES)
-def test_nothing_overflows_a_narrow_place(looks, look_at, shoot, name, width):
-    make, letters = SHAPES[name]
-    view = look_at(make(), letters)
-    view.page.set_viewport_size({"width": width, "height": 900})
-    quiet(view)
-    shoot(f"tensor-{name}-{width}")
-
-    assert view.page.evaluate(looks.OVERFLOWING) == []
-    assert [text for text in view.page.evaluate(looks.CLIPPED) if "mt-help" not in text] == []
+        assert view.page.evaluate(looks.OVERFLOWING) == [], width
+        assert [text for text in view.page.evaluate(looks.CLIPPED) if "mt-help" not in text] == [], width
 
 
 def pixels(view) -> np.ndarray:
