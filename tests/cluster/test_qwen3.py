@@ -98,12 +98,13 @@ def test_qwen3_1_7b_8bit_over_two_ranks(cluster2: Cluster, folder: Path) -> None
             assert hop.rank == 1
             assert hop.summary.shape == (1, 9, 2048)
             assert hop.hop.size_bytes == 9 * 2048 * 4
-            dbg.run()
-            generated = dbg.gen.token_ids
-        logits = pipe.logits(qwen3.PROMPT + generated[:-1], chunk=qwen3.CHUNK)
+        # Two chunks and a decoded token: what was generated, and the logits of every position, in one run.
+        trace = pipe.trace(
+            qwen3.PROMPT, sites="logits", max_tokens=qwen3.DECODED, prefill_step_size=qwen3.CHUNK
+        )
         tokens, wanted = reference()
-        assert generated == tokens
-        check_parity(logits, tokens, wanted)
+        assert trace.gen.token_ids == tokens
+        check_parity(trace["logits"].numpy()[0], tokens, wanted)
 
 
 @pytest.mark.soak
