@@ -1,10 +1,11 @@
 """Every fault in every phase of a cluster's life: what the user is told, how soon, and what is left behind.
 
-``python -m tests.faults.matrix [FILE.md] [PHASE …]`` runs all cells and writes a table. A cell is good when the user got an
+``python -m tests.faults.matrix [FILE.md] [PHASE …]`` runs all cells and writes a table, ``--cell FAULT PHASE`` one. A cell is good when the user got an
 error (or a right answer) in time, the text so far was kept, the same cluster restarted and answered, and no
 process was left.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -14,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
 
@@ -255,10 +256,15 @@ def to_markdown(cells: list[Cell]) -> str:
 
 
 def main(file: str = "", *phases: str) -> int:
-    """Run all cells; 1 if one is not good."""
+    """Run all cells, or one with ``--cell FAULT PHASE``, which is written as JSON; 1 if one is not good."""
     cells = []
     own = tempfile.mkdtemp(prefix="mlx_nb-faults-")
     os.environ["JUPYTER_RUNTIME_DIR"] = own  # other clusters of this user are none of our business
+    if file == "--cell":
+        cell = run_cell(*phases)
+        print(json.dumps(asdict(cell)))
+        shutil.rmtree(own, ignore_errors=True)
+        return int(bool(cell.wrong))
     for phase in phases or PHASES:
         for fault in FAULTS:
             cells.append(run_cell(fault, phase))
