@@ -15,7 +15,8 @@ from mlx_nb.client import launch, logs, records
 from mlx_nb.client.bringup import Progress, Running, bring_up, connect, new_name
 from mlx_nb.client.ctrl_c import held_back
 from mlx_nb.client.current import current
-from mlx_nb.client.pipe import Pipe, parse_split
+from mlx_nb.client.options import parse_split
+from mlx_nb.client.pipe import Pipe
 from mlx_nb.client.planning import split_for
 from mlx_nb.client.processes import identify
 from mlx_nb.client.profiles import load_profile

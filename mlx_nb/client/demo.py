@@ -6,7 +6,8 @@ from typing import Any
 from mlx_nb.client.cluster import Cluster
 from mlx_nb.client.debugger import Debugger
 from mlx_nb.client.fetch import check_model
-from mlx_nb.client.pipe import Pipe, parse_split
+from mlx_nb.client.options import parse_split
+from mlx_nb.client.pipe import Pipe
 from mlx_nb.client.progress import ProgressLine
 from mlx_nb.client.stream_out import stream_to_screen
 from mlx_nb.shared.errors import PromptError

@@ -2,8 +2,10 @@
 
 import argparse
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from mlx_nb.shared.errors import OptionError
 
 
 def _pairs(text: str) -> dict[int, float]:
@@ -148,3 +150,21 @@ def model_wishes(found: argparse.Namespace) -> dict[str, Any]:
         "trust_remote_code": found.trust_remote_code,
         "code": found.code,
     }
+
+
+def parse_split(split: str | Sequence[int]) -> str | list[int]:
+    """A split as the ranks take it: a name, or layers per rank.
+
+    Raises:
+        OptionError: It is neither.
+    """
+    if not isinstance(split, str):
+        return [int(count) for count in split]
+    if split.replace(",", "").replace(" ", "").isdigit():
+        return [int(count) for count in split.replace(" ", "").split(",") if count]
+    if split not in ("even", "memory"):
+        raise OptionError(
+            f"There is no split '{split}'.",
+            "Type one of: --split even, --split memory, or layers per rank such as --split 14,16",
+        )
+    return split

@@ -2,11 +2,10 @@
 
 import os
 import secrets
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,30 +14,24 @@ from mlx_nb.client import prompt_cache
 from mlx_nb.client.background import BackgroundRun
 from mlx_nb.client.breakpoints import Breakpoint, Breakpoints
 from mlx_nb.client.current import current
-from mlx_nb.client.generation import Generation, Generations, Piece
+from mlx_nb.client.generation import Generation, Piece
+from mlx_nb.client.loaded_model import LoadedModel
 from mlx_nb.client.patching import Patch, Patches
 from mlx_nb.client.processors import read_options
+from mlx_nb.client.prompts import are_several
+from mlx_nb.client.several import generate_several
 from mlx_nb.client.streaming import FreeRun
 from mlx_nb.shared.capture import BUDGET_BYTES
 from mlx_nb.shared.code_file import read_code
 from mlx_nb.shared.errors import (
-    ClusterError,
     MlxNbError,
-    NoModelError,
     OptionError,
-    PromptError,
-    RemoteCodeError,
 )
-from mlx_nb.shared.ids import Rank
 from mlx_nb.shared.kv_report import KVReport
 from mlx_nb.shared.loaded import LoadedShard
-from mlx_nb.shared.model_sizes import SiteTable
 from mlx_nb.shared.outcome import Outcome
 from mlx_nb.shared.patches import TokenWish
-from mlx_nb.shared.plan import Plan, explain_even, split_layers
 from mlx_nb.shared.request import GenerateOptions, Prompt, RunRequest, check_for_model, options_from
-from mlx_nb.shared.text import format_table
-from mlx_nb.shared.tokens import PromptTokens
 
 if TYPE_CHECKING:
     from mlx_nb.client.breaking_run import BreakingRun
@@ -47,7 +40,7 @@ if TYPE_CHECKING:
     from mlx_nb.client.debugger import Debugger
     from mlx_nb.client.faults import Fault
     from mlx_nb.client.kv import KVCaches
-    from mlx_nb.client.remote import OnEvent, Pending
+    from mlx_nb.client.remote import OnEvent
     from mlx_nb.client.trace import Trace
     from mlx_nb.client.tracing import LiveTrace, Sites
     from mlx_nb.shared.diff_report import DiffReport
@@ -58,7 +51,7 @@ if TYPE_CHECKING:
 UNLOAD_TIMEOUT_S = 30.0
 
 
-class Pipe:
+class Pipe(LoadedModel):
     """A model over ranks: generate with it, or step through it.
 
     Made by `Cluster.load`. Two pipes may stand side by side in one cluster.
@@ -80,20 +73,11 @@ class Pipe:
 
     def __init__(self, cluster: "Cluster", name: str, wishes: dict[str, Any], why_so: str = "") -> None:
         """For `Cluster.load`; `load_there` does the work. `why_so` says why the layers are divided as wished."""
-        self._why_so = why_so
-        self.cluster = cluster
-        self.name = name
-        self.pipe_id = secrets.token_hex(4)
-        self.last: Any = None
+        super().__init__(cluster, name, wishes, why_so)
         self.breakpoints = Breakpoints(self)
         self.patches = Patches(self)
         self.tracing: LiveTrace | None = None
         self.fault_count = self.reloads = 0
-        self._wishes = wishes
-        self._lock = threading.RLock()
-        self._unloaded = False
-        self._found = False  # by an attaching kernel, which does not know what was asked for
-        self._shards: list[LoadedShard] = []
         self._runs: list[BackgroundRun] = []
 
     def load_there(self, on_event: "OnEvent | None" = None) -> "Pipe":
@@ -151,130 +135,12 @@ class Pipe:
             self.cluster.pipes.append(self)
         current.pipe = self
 
-    def submit_all(
-        self, name: str, *args: Any, on_event: "OnEvent | None" = None, **kwargs: Any
-    ) -> "list[Pending]":
-        """Send a call about this pipe to every rank that takes part in it."""
-        count = self._wishes.get("ranks") or len(self.cluster)
-        ranks = [Rank(rank) for rank in range(count)]
-        return self.cluster.remote.submit_to(ranks, name, self.pipe_id, *args, on_event=on_event, **kwargs)
-
-    def call_all(self, name: str, *args: Any) -> list[Any]:
-        """Call a function about this pipe on every rank that takes part in it, and wait."""
-        return self.cluster.remote.wait(self.submit_all(name, *args))
-
     def free_run(self, name: str, *args: Any) -> FreeRun:
         """Follow a call that drives a run to its end on every rank."""
         assert self.last is not None  # whoever starts a run has put it there
         return FreeRun(
             self.cluster.remote, self.last, lambda take: self.submit_all(name, *args, on_event=take)
         )
-
-    def _make_plan(self) -> Plan:
-        first = self._shards[0]
-        counts = [shard.layers[1] - shard.layers[0] for shard in self._shards]
-        known = split_layers(first.num_layers, len(counts), counts, model=self.name)
-        shards = tuple(
-            replace(cut, host=there.host, weight_bytes=there.weight_bytes)
-            for cut, there in zip(known, self._shards, strict=True)
-        )
-        split = self._wishes.get("split", "even")
-        reason = explain_even(first.num_layers, len(counts)) if split == "even" else "as asked for"
-        reason = self._why_so or reason
-        if self._found:
-            reason = "as it was loaded"
-        if first.split_reason:
-            reason = f"{reason}; {first.split_reason}"
-        return Plan(
-            model=self.name,
-            shards=shards,
-            hidden_size=first.hidden_size,
-            dtype=first.dtype,
-            reason=reason,
-            legal_cuts=first.cuts,
-        )
-
-    # What it is -----------------------------------------------------------------------------------
-
-    @property
-    def path(self) -> str:
-        return self._shards[0].folder
-
-    @property
-    def adapter_path(self) -> str | None:
-        return self._shards[0].adapter or None
-
-    @property
-    def dtype(self) -> str:
-        return self._shards[0].dtype
-
-    @property
-    def dtype_wish(self) -> str | None:
-        """The dtype that was asked for; None for the device's own."""
-        return self._shards[0].dtype_wish
-
-    @property
-    def trusted(self) -> bool:
-        """Whether code of the model's own may run."""
-        return self._shards[0].trusted
-
-    @property
-    def code_path(self) -> str:
-        """The file under work that it was loaded with; empty without one."""
-        return self._shards[0].code
-
-    @property
-    def num_ranks(self) -> int:
-        return len(self._shards)
-
-    @property
-    def shards(self) -> tuple[LoadedShard, ...]:
-        """What each rank reported when it had loaded, rank 0 first."""
-        return tuple(self._shards)
-
-    def __repr__(self) -> str:
-        first, plan = self._shards[0], self.plan
-        state = (
-            "unloaded" if self._unloaded else "cluster ended" if self.cluster.remote.ended else self._state()
-        )
-        width = f" · D {first.hidden_size}" if first.hidden_size else ""
-        adapted = f" + adapter {PurePath(first.adapter).name}" if first.adapter else ""
-        adapted += f" · {PurePath(first.code).name}" if first.code else ""
-        head = f"Pipe {self.name}{adapted} · {first.num_layers} layers{width} · {first.dtype} · {state}"
-        if self._unloaded:  # the ranks hold nothing of it any more
-            return f"{head}\n next: %mlx_load {self.name}"
-        return f'{head}\n{format_table(plan.rows(), right=(3,))}\n next: pipe.generate("…")  pipe.debug("…")'
-
-    def _state(self) -> str:
-        busy = self.last is not None and self.last.state in ("running", "paused")
-        return self.last.state if self.last is not None and busy else "idle"
-
-    # Tokens ---------------------------------------------------------------------------------------
-
-    def tokens(self, prompt: Prompt, *, raw: bool = False) -> PromptTokens:
-        """A prompt's tokens, with their text and which of them the chat template added.
-
-        Raises:
-            PromptError: It has no tokens, or the model has no tokenizer.
-        """
-        self._check()
-        return self.cluster.remote.call(Rank(0), "tokens", self.pipe_id, plain_prompt(prompt), raw=raw)
-
-    def sites(self) -> SiteTable:
-        """Every site of the model with shapes, dtypes, parameters and bytes."""
-        from mlx_nb.client.planning import sites
-
-        if self.code_path:
-            raise RemoteCodeError(
-                f"Shape tables run no code of yours ({PurePath(self.code_path).name}).",
-                "Type: pipe.trace('…', sites='**').table(), for the shapes of a run",
-            )
-        return sites(self.name)
-
-    def encode(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
-        """A prompt's token ids; ids are taken as they are. Raises as `tokens`."""
-        self._check()
-        return self.cluster.remote.call(Rank(0), "encode", self.pipe_id, plain_prompt(prompt), raw=raw)
 
     # Free runs ------------------------------------------------------------------------------------
 
@@ -296,40 +162,10 @@ class Pipe:
             MlxNbError: The prompt is wrong, or the run failed.
         """
         if are_several(prompt):
-            return self._generate_several(list(prompt), options)
+            return generate_several(self, list(prompt), options)
         for _ in self.stream(prompt, **options):  # type: ignore[arg-type]
             pass
         return self.last
-
-    def _generate_several(self, prompts: list[Any], options: dict[str, Any]) -> Generations:
-        for name, why in (
-            ("kv_bits", "be quantised: mlx-lm has no such class for several rows"),
-            (
-                "max_kv_size",
-                "be limited: mlx-lm's ring for several rows forgets the first tokens, which one row keeps",
-            ),
-            ("prompt_cache", "go on: a prompt cache holds one row"),
-        ):
-            if options.get(name) is not None:
-                raise OptionError(
-                    f"{name}: the KV caches of several prompts cannot {why}.",
-                    f"Leave {name} away, or give one prompt.",
-                )
-        if self.breakpoints.armed():
-            raise OptionError(
-                "Several prompts at once cannot stand still at a breakpoint.",
-                "Give one prompt, or delete them: pipe.breakpoints",
-            )
-        first, *others = (self.request(prompt, read_options(options)) for prompt in prompts)
-        request = replace(first, others=tuple(other.tokens for other in others))
-        generations = Generations(Generation(list(tokens)) for tokens in request.prompts)
-        self.last = generations[0]
-        run = self.free_run("generate", request)
-        run.generations = generations
-        self.last = generations if others else generations[0]
-        for _ in run.pieces():
-            pass
-        return generations
 
     def stream(self, prompt: Prompt, **options: Any) -> Iterator[Piece]:
         """Generate piece by piece; leaving the loop stops the run. Arguments and errors as `generate`."""
@@ -771,60 +607,3 @@ class Pipe:
         self.cluster.pipes.remove(self)
         if current.pipe is self:
             current.pipe = self.cluster.pipes[-1] if self.cluster.pipes else None
-
-    def _check(self) -> None:
-        if ended := self.cluster.remote.ended:
-            when = ended.rpartition(" at ")[2].rstrip(".")
-            raise ClusterError(
-                f"This pipe's cluster {self.cluster.name} ended at {when}.",
-                f"Type: %mlx_cluster start, then %mlx_load {self.name} (next time: --keep 8h).",
-            )
-        if self._unloaded:
-            raise NoModelError(f"This pipe ({self.name}) was unloaded.", f"Type: %mlx_load {self.name}")
-
-
-def plain_prompt(prompt: Any) -> Prompt:
-    """A prompt as plain data that travels: arrays of ids become lists.
-
-    Raises:
-        PromptError: It is neither text, messages nor ids.
-    """
-    if isinstance(prompt, str):
-        return prompt
-    if hasattr(prompt, "tolist"):
-        prompt = prompt.tolist()
-    if isinstance(prompt, list | tuple):
-        return list(prompt)
-    raise PromptError(
-        f"A prompt cannot be a {type(prompt).__name__}.",
-        "Type a string, a list of chat messages, or a list of token ids.",
-    )
-
-
-def are_several(prompt: Any) -> bool:
-    """Whether something is a list of prompts, rather than one: ids are ints, and messages dicts.
-
-    >>> [are_several(p) for p in ("Hi", ["Hi", "Ho"], [1, 2], [[1, 2], [3]], [{"role": "user", "content": "Hi"}], [])]
-    [False, True, False, True, False, False]
-    """
-    if not isinstance(prompt, list | tuple):
-        return False
-    return bool(prompt) and all(isinstance(item, str | list | tuple) for item in prompt)
-
-
-def parse_split(split: str | Sequence[int]) -> str | list[int]:
-    """A split as the ranks take it: a name, or layers per rank.
-
-    Raises:
-        OptionError: It is neither.
-    """
-    if not isinstance(split, str):
-        return [int(count) for count in split]
-    if split.replace(",", "").replace(" ", "").isdigit():
-        return [int(count) for count in split.replace(" ", "").split(",") if count]
-    if split not in ("even", "memory"):
-        raise OptionError(
-            f"There is no split '{split}'.",
-            "Type one of: --split even, --split memory, or layers per rank such as --split 14,16",
-        )
-    return split
