@@ -29,7 +29,8 @@ def test_nothing_is_said_of_noise() -> None:
     noise = np.random.default_rng(2).normal(size=RIGHT.shape)
 
     assert clues(noise, RIGHT, 1, hidden=16) == []
-    assert clues(RIGHT * (1 + 2e-4 * noise), RIGHT, 1, hidden=16) == []  # rather than "1 times what it should be"
+    # Rather than "1 times what it should be":
+    assert clues(RIGHT * (1 + 2e-4 * noise), RIGHT, 1, hidden=16) == []
 
 
 def test_layers_are_joined_by_number_and_the_rest_by_path() -> None:
