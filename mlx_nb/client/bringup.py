@@ -111,6 +111,7 @@ def bring_up(name: str, spec: ClusterSpec, profile: Config, progress: Progress |
     folder = records.runtime_folder() / name
     launched = launch.build(name, spec, folder, profile)
     folder.mkdir(mode=0o700)
+    launch.sign_and_encrypt(launched, folder)
     record = records.Record(
         name=name,
         spec=spec,

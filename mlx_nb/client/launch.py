@@ -7,6 +7,7 @@ ARCHITECTURE.md has the reasons.
 import ipaddress
 import logging
 import os
+import secrets
 import shutil
 import socket
 import sys
@@ -46,12 +47,21 @@ CONTROLLER_ARGS = [
     # Two processes instead of nine.
     "--IPController.use_threads=True",
 ]
+CURVE = "--IPController.enable_curve=True"
+"""Encrypts what passes through the controller. On wherever ranks are on other hosts; a profile may ask for it anywhere."""
+
+CONTROLLER_FILE = "ipcontroller_config.py"
 CONTROLLER_PORTS = "--IPController.ports=10101-10140"
 """Fixed where other hosts connect, so that a firewall can be told."""
 
 HOST_FLAGS = ("--host", "-H", "--hostfile", "--prefix")
-# On a busy machine the controller may take longer than ipyparallel's 5 s to answer a new engine.
-ENGINE_ARGS = ["--IPEngine.timeout=30"]
+ENGINE_ARGS = [
+    # On a busy machine the controller may take longer than ipyparallel's 5 s to answer a new engine.
+    "--IPEngine.timeout=30",
+    # An engine that misses 50 pings of its controller (37 s at our period) ends by default: a laptop that sleeps over
+    # lunch would come back to no ranks. An hour; whoever kills a controller for good has the ranks ended by mpirun.
+    "--IPEngine.max_heartbeat_misses=4800",
+]
 
 
 def find_mpiexec() -> str:
@@ -130,7 +140,7 @@ def build(name: str, spec: ClusterSpec, folder: Path, profile: Config) -> ipp.Cl
     if spec.hosts:
         address, network = find_link(spec.hosts)
         mpi_args = without_hosts(mpi_args) + host_args(spec, network, list(launcher.environment))
-        config.LocalControllerLauncher.controller_args += [CONTROLLER_PORTS]
+        config.LocalControllerLauncher.controller_args += [CONTROLLER_PORTS, CURVE]
     elif any(argument in HOST_FLAGS for argument in mpi_args):
         mpi_args += forward_args(list(launcher.environment))
     for setting in filter(None, os.environ.get(MCA_VARIABLE, "").split(";")):
@@ -150,6 +160,24 @@ def build(name: str, spec: ClusterSpec, folder: Path, profile: Config) -> ipp.Cl
         shutdown_atexit=False,  # ours runs first and knows the watchdog
         log=quiet_log(),
     )
+
+
+def sign_and_encrypt(launched: ipp.Cluster, folder: Path) -> None:
+    """If a controller is to encrypt, let it go on signing as well: ipyparallel would leave that out, and
+    whoever knows the controller's public key might then talk to it. The key goes into a file that only its owner can read.
+    """
+    launcher = launched.config.LocalControllerLauncher
+    if CURVE not in launcher.controller_args:
+        return
+    launcher.controller_args = [one for one in launcher.controller_args if one != CURVE]
+    lines = (
+        "c = get_config()",
+        "c.IPController.enable_curve = True",
+        f"c.Session.key = b{secrets.token_hex(32)!r}",
+    )
+    file = folder / CONTROLLER_FILE
+    file.touch(mode=0o600)
+    file.write_text("\n".join(lines) + "\n")
 
 
 def engine_environment(spec: ClusterSpec) -> dict[str, str]:

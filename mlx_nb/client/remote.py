@@ -5,7 +5,6 @@ name up in its own table.
 """
 
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import ipyparallel as ipp
 from ipyparallel.serialize import deserialize_object
 
 from mlx_nb.client.ctrl_c import held_back
+from mlx_nb.shared.awake import AwakeClock
 from mlx_nb.shared.errors import (
     ClusterError,
     MlxNbError,
@@ -224,12 +224,13 @@ class Remote:
 
     def _wait(self, pending: Sequence[Pending], timeout_s: float | None) -> None:
         """Return when all calls are done, or some will never be."""
-        began_s = time.monotonic()
+        awake = AwakeClock()  # what was frozen together with this kernel has not been silent
+        began_s = awake()
         give_up_s = float("inf")
         stopped: dict[Rank, float] = {}
         while waiting := [one for one in pending if not one.done]:
             waiting[0].result.wait(SLICE_S)
-            now_s = time.monotonic()
+            now_s = awake()
             if self.ended:
                 raise ClusterError(self.ended, "Type: %mlx_cluster start")
             if self.lost() or any(one.done and isinstance(_outcome(one), Failure) for one in pending):
@@ -278,12 +279,13 @@ def ask(
         MlxNbError: What one of them raised.
     """
     pending = {e: Pending(Rank(-1), name, client[e].apply_async(RUN_THERE, name, (), {})) for e in engines}
-    end_s = time.monotonic() + timeout_s
+    awake = AwakeClock()
+    end_s = awake() + timeout_s
     for one in pending.values():
         while not one.done:
             one.result.wait(SLICE_S)
             look()
-            if time.monotonic() > end_s:
+            if awake() > end_s:
                 raise TimeoutError(f"{name} was not answered in {timeout_s:.0f} s")
     outcomes = {engine: _outcome(one) for engine, one in pending.items()}
     for engine, what in outcomes.items():

@@ -22,6 +22,7 @@ from mpi4py import MPI
 from mlx_nb.engine.envelope import Coming, Reader, Writer
 from mlx_nb.engine.pytree import Tree
 from mlx_nb.engine.transport import Arrival
+from mlx_nb.shared.awake import AwakeClock
 from mlx_nb.shared.errors import RankLostError, RunAbortedError, RunError, RunInterruptedError
 
 NAP_S = 0.001
@@ -65,7 +66,8 @@ class MpiLink:
         self._aborted: dict[int, RunError] = {}
         self._runs: set[int] = set()
         self._stale: dict[int, float] = {}
-        self._last_seen = dict.fromkeys(range(self.size), time.monotonic())
+        self._awake = AwakeClock()  # the progress thread keeps it going while there are runs
+        self._last_seen = dict.fromkeys(range(self.size), self._awake())
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._closed = False
@@ -94,7 +96,7 @@ class MpiLink:
             if not incoming.request.Test():
                 return None
         del self._incoming[key]
-        self._last_seen[source] = time.monotonic()
+        self._last_seen[source] = self._awake()
         value, size_bytes = self._readers[key].unpack(incoming.coming)
         return Arrival(value=value, size_bytes=size_bytes, seconds=time.monotonic() - incoming.started)
 
@@ -116,13 +118,13 @@ class MpiLink:
             raise given_up
 
     def silent_s(self, source: int) -> float:
-        """Seconds since `source` last gave a sign of life."""
-        return time.monotonic() - self._last_seen[source]
+        """Seconds since `source` last gave a sign of life, without those in which this rank stood still itself."""
+        return self._awake() - self._last_seen[source]
 
     def begin(self, run_id: int) -> None:
         """Send signs of life until `end`, and count the others' silence from now."""
         self._read_signals()
-        now = time.monotonic()
+        now = self._awake()
         for rank in self._last_seen:
             self._last_seen[rank] = now
         self._runs.add(run_id)
@@ -185,7 +187,7 @@ class MpiLink:
                 message.Recv([text, MPI.BYTE])
             except MPI.Exception:
                 return  # a dead peer shows where a value is awaited from it
-            self._last_seen[status.Get_source()] = time.monotonic()
+            self._last_seen[status.Get_source()] = self._awake()
             if text[0] in (_ABORT, _INTERRUPT):
                 error = RunInterruptedError if text[0] == _INTERRUPT else RunAbortedError
                 reason = bytes(text[9:]).decode(errors="replace")
@@ -195,6 +197,7 @@ class MpiLink:
     def _keep_moving(self) -> None:
         beat = 0.0
         while not self._closed:
+            self._awake()
             busy = self._test_outgoing()
             self._drain_stale()
             if self._runs and time.monotonic() - beat > HEARTBEAT_S:

@@ -60,6 +60,12 @@ c.LocalControllerLauncher.controller_args = [
     "--IPController.use_threads=True",
 ]
 
+c.MPIEngineSetLauncher.engine_args = [
+    "--IPEngine.timeout=30",
+    # Let the controller sleep for an hour, as a laptop does at lunch: by default the engines leave after 37 s.
+    "--IPEngine.max_heartbeat_misses=4800",
+]
+
 # Engines need no head start for the controller: they are given its address.
 c.Cluster.delay = 0
 

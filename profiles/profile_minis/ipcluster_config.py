@@ -9,7 +9,7 @@ Before the first start, on both minis:
 - Python, mlx_nb and the model's files at the same paths.
 - From the first: `ssh-copy-id USER@192.168.5.2`, so that mpirun can log in without a password.
 
-What the ranks send each other is not encrypted: keep it on the cable.
+What the ranks send each other is not encrypted, nor is the key that lets them register: keep it on the cable.
 """
 
 # ---- Everything that is about your machines stands here ---------------------------------------------
@@ -64,6 +64,8 @@ c.MPIEngineSetLauncher.mpi_args = [
 c.Cluster.controller_ip = here
 c.Cluster.controller_location = here
 c.LocalControllerLauncher.controller_args = [
+    # What you type and what comes back travels encrypted; between the ranks nothing is.
+    "--IPController.enable_curve=True",
     # Fixed ports, so that a firewall can be told.
     "--IPController.ports=10101-10140",
     "--HeartMonitor.period=250",
@@ -71,5 +73,11 @@ c.LocalControllerLauncher.controller_args = [
     "--HeartMonitor.max_heartmonitor_misses=120",
     "--IPController.use_threads=True",
 ]
+c.MPIEngineSetLauncher.engine_args = [
+    "--IPEngine.timeout=30",
+    # Let the controller sleep for an hour, as a laptop does at lunch: by default the engines leave after 37 s.
+    "--IPEngine.max_heartbeat_misses=4800",
+]
+
 c.Cluster.delay = 0
 c.Cluster.engine_timeout = 60

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from traitlets.config import Config
+from traitlets.config import Config, PyFileConfigLoader
 
 from mlx_nb.client import launch
 from mlx_nb.client.new_profile import write_profile
@@ -114,6 +114,33 @@ def test_hosts_are_reached_over_their_own_network(monkeypatch: pytest.MonkeyPatc
     assert (built.controller_ip, built.controller_location) == ("10.7.0.1", "10.7.0.1")
 
 
+@pytest.mark.parametrize("profile", ["minis", None])
+def test_across_hosts_the_controller_encrypts_and_still_signs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, profile: str | None
+) -> None:
+    monkeypatch.setattr(launch, "find_link", lambda _hosts: ("10.7.0.1", "10.7.0.0/24"))
+    spec = ClusterSpec(ranks=2, hosts=() if profile else ("10.7.0.1", "10.7.0.2"), profile=profile)
+    built = launch.build("hosts-0000", spec, tmp_path, load_profile(profile))
+
+    launch.sign_and_encrypt(built, tmp_path)
+
+    # On the command line ipyparallel would take the flag as a wish not to sign.
+    assert not [word for word in built.config.LocalControllerLauncher.controller_args if "curve" in word]
+    file = tmp_path / launch.CONTROLLER_FILE
+    config = PyFileConfigLoader(file.name, path=str(tmp_path)).load_config()
+    assert config.IPController.enable_curve is True
+    assert len(config.Session.key) == 64
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_on_one_machine_the_controller_does_not_encrypt(tmp_path: Path) -> None:
+    built = launch.build("local-0000", ClusterSpec(ranks=2), tmp_path, Config())
+
+    launch.sign_and_encrypt(built, tmp_path)
+
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_users_hosts_replace_the_profiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(launch, "find_link", lambda _hosts: ("10.7.0.1", "10.7.0.0/24"))
     spec = ClusterSpec(ranks=2, hosts=("10.7.0.1", "10.7.0.2"), profile="minis")
@@ -149,6 +176,7 @@ def test_the_local_profile_says_what_is_done_without_one(
         ("MPIEngineSetLauncher", "mpi_cmd"),
         ("MPIEngineSetLauncher", "environment"),
         ("LocalControllerLauncher", "controller_args"),
+        ("MPIEngineSetLauncher", "engine_args"),
     ):
         assert spelled.config[section][key] == plain.config[section][key]
     assert spelled.controller_ip == plain.controller_ip == "127.0.0.1"

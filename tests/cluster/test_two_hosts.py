@@ -23,15 +23,45 @@ found = mlx_nb.doctor(json.loads(sys.argv[1]))
 print(json.dumps({"ok": found.ok, "text": repr(found), "checks": [[c.host, c.name, c.verdict, c.found, c.fix] for c in found.checks]}))
 """
 
-SESSION = """
+SNIFFER = """
+import socket, threading
+class Sniffer(threading.Thread):
+    # What anybody on the cable can read.
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.read, self.off = bytearray(), False
+        self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.ntohs(3))
+        self.socket.bind((next(name for _, name in socket.if_nameindex() if name.startswith("mlx")), 0))
+        self.socket.settimeout(0.2)
+        self.start()
+    def run(self):
+        while not self.off:
+            try:
+                self.read += self.socket.recv(1 << 17)
+            except OSError:
+                pass
+    def ended(self):
+        self.off = True
+        self.join()
+        return bytes(self.read)
+"""
+
+SESSION = (
+    SNIFFER
+    + """
 import json, sys, time, mlx_nb
 from mlx_nb.shared.errors import MlxNbError
 hosts, long = json.loads(sys.argv[1]), sys.argv[2]
+sniffer = Sniffer()
 say = lambda **what: print(json.dumps(what), flush=True)
 STORY = dict(raw=True, max_tokens=3000)
 with mlx_nb.Cluster.start(hosts=hosts) as cluster:
     pipe = cluster.load("smollm2")
     gen = pipe.generate(long, max_tokens=12)
+    cluster[1].push({"secret": "quincunx"}, block=True)
+    on_the_cable = sniffer.ended()
+    words = {"typed": b"quincunx", "called": b"mlx_nb.engine", "launched": cluster.name.encode()}
+    say(readable={name: word in on_the_cable for name, word in words.items()})
     say(hosts=[info.host for info in cluster.ranks], token_ids=gen.token_ids, prompt=len(gen.prompt_ids))
     with pipe.debug("What is the capital of France?", max_tokens=4) as dbg:
         dbg.until("layers.20.attn_out")
@@ -51,6 +81,7 @@ with mlx_nb.Cluster.start(hosts=hosts) as cluster:
     pipe.load_there()
     say(again=pipe.generate("What is the capital of France?", max_tokens=10).text)
 """
+)
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +152,8 @@ def test_a_session_over_two_hosts_with_a_cable_that_is_cut(hosts: TwoHosts, pipe
         process.communicate()
 
     assert said["hosts"] == ["mini1", "mini2"]
+    # The control: mpirun's own words can be read, and so the sniffer reads.
+    assert said["readable"] == {"typed": False, "called": False, "launched": True}
     assert said["prompt"] > 2 * pipe2.shards[0].prefill_step_size  # three chunks
     assert said["token_ids"] == pipe2.generate(LONG, max_tokens=12).token_ids
     assert (said["site"], said["rank"]) == ("model.layers.20.self_attn.output", 1)
