@@ -1,7 +1,8 @@
 """``pipe.diff(other, …)``: the same tokens through two models, and where they part."""
 
+import re
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -55,9 +56,46 @@ def diff(
             "A comparison needs a prompt.", "Type: pipe.diff(other, 'What is the capital of France?')"
         )
     wanted = sites.split(",") if isinstance(sites, str) else list(sites)
-    with ExitStack() as stack:
-        side = stack.enter_context(running(pipe, other)) if isinstance(other, Reference) else side_of(other)
-        return _Comparison(pipe, side, ids, options, tol).report(wanted, forced=forced)
+    closer = _Closer(pipe, other, ids, options, tol, forced=forced)
+    with closer.comparison() as comparison:
+        return replace(comparison.report(wanted, forced=forced), closer=closer)
+
+
+class _Closer:
+    """A comparison that can be made again, closer."""
+
+    def __init__(
+        self, pipe: "Pipe", other: Any, ids: Prompt, options: Options, tol: float | None, *, forced: bool
+    ) -> None:
+        self._pipe, self._other, self._ids = pipe, other, ids
+        self._options, self._tol, self._forced = options, tol, forced
+
+    @contextmanager
+    def comparison(self) -> "Iterator[_Comparison]":
+        other = self._other
+        with ExitStack() as stack:
+            foreign = isinstance(other, Reference)
+            side = stack.enter_context(running(self._pipe, other)) if foreign else side_of(other)
+            yield _Comparison(self._pipe, side, self._ids, self._options, self._tol)
+
+    @contextmanager
+    def _again(self) -> "Iterator[_Comparison]":
+        """The same, behind the scenes: `pipe.last` stays what it was."""
+        before = self._pipe.last
+        with self.comparison() as comparison:
+            yield comparison
+        self._pipe.last = before
+
+    def inside(self, layer: int) -> DiffReport:
+        """As `shared.diff_report.Closer`. Raises as `Pipe.diff`."""
+        path = self._pipe.shards[0].layer_paths[layer]
+        with self._again() as comparison:
+            return comparison.report([f"{path}.**"], forced=self._forced)
+
+    def gap(self, site: str) -> np.ndarray:
+        """As `shared.diff_report.Closer`. Raises as `Pipe.diff`."""
+        with self._again() as comparison:
+            return comparison.gap(site)
 
 
 class _Comparison:
@@ -136,6 +174,31 @@ class _Comparison:
             clues=tuple(told),
             notes=tuple(self.notes),
         )
+
+    def gap(self, site: str) -> np.ndarray:
+        """The difference at one site in free runs, as far as both were fed the same tokens.
+
+        Raises:
+            OptionError: They have not both a value of one shape there, or it is too large to travel.
+        """
+        wanted = self._resolved([re.sub(r"#\d+", "", site)])
+        theirs = self._theirs(wanted)
+        ours = self._ours(wanted)
+        pairs = [
+            p for p in self._pairs(ours, theirs) if short_spelling(p[0].sites[0], self._layer_paths) == site
+        ]
+        try:
+            if not pairs or not _alike(*pairs[0]):
+                raise OptionError(f"The two have no value of one shape at {site}.", "Choose another site.")
+            own, other = pairs[0]
+            if max(own.nbytes, other.nbytes) > CLUE_BYTES:
+                raise OptionError(f"{site} is too large for a picture.", "Compare a shorter prompt.")
+            index = (*[slice(None)] * own.axis, slice(0, max(1, self._limit - own.tokens[0])))
+            return own[index].astype(np.float32) - other[index].astype(np.float32)
+        finally:
+            ours.drop()
+            if theirs is not self.side.saved:
+                theirs.drop()
 
     # The runs ---------------------------------------------------------------------------------------
 

@@ -165,11 +165,12 @@ class KVCaches:
     """All KV caches of the last run, by layer: ``kv[17].keys[0, 1]``.
 
     Attributes:
+        pipe: Whose.
         report: The numbers behind it, as they were when it was made.
     """
 
     def __init__(self, pipe: "Pipe", report: KVReport) -> None:
-        self._pipe = pipe
+        self.pipe = self._pipe = pipe
         self.report = report
 
     def __iter__(self) -> Iterator[KVEntry]:

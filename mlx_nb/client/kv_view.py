@@ -11,6 +11,7 @@ from mlx_nb.shared.kv_report import KVEntryReport, KVReport
 from mlx_nb.shared.text import format_share, format_size
 
 if TYPE_CHECKING:
+    from mlx_nb.client.kv import KVCaches
     from mlx_nb.client.pipe import Pipe
 
 MOST_POSITIONS = 1024
@@ -22,13 +23,14 @@ class LiveKV:
 
     Args:
         pipe: Whose KV caches.
+        kv: Those that are shown first; the pipe's as they are now, if none are given.
     """
 
-    def __init__(self, pipe: "Pipe") -> None:
+    def __init__(self, pipe: "Pipe", kv: "KVCaches | None" = None) -> None:
         from mlx_nb.widgets.kv import KVView
 
         self._pipe = pipe
-        self._kv = pipe.kv_cache()
+        self._kv = pipe.kv_cache() if kv is None else kv
         self._layer, self._buffer = -1, "keys"
         self.view = KVView(self._state())
         asks = {"choose": self._choose, "trim": self._trim, "refresh": self._refresh}

@@ -118,6 +118,11 @@ class LoadedModel:
         """What each rank reported when it had loaded, rank 0 first."""
         return tuple(self._shards)
 
+    @property
+    def loaded(self) -> bool:
+        """Whether ranks hold it: not after `Pipe.unload`, nor when the cluster has ended."""
+        return not (self._unloaded or self.cluster.remote.ended)
+
     def __repr__(self) -> str:
         first, plan = self._shards[0], self.plan
         state = (

@@ -554,11 +554,13 @@ class Pipe(LoadedModel):
 
         Args:
             view: ``step``, ``plan``, ``kv``, ``shapes``, ``tokens``, ``cluster``, ``timeline``, ``lens``,
-                ``tensor``, ``stats``.
+                ``tensor``, ``stats``, ``attention``, ``diff``.
             argument: The prompt of ``tokens``; a site of ``shapes`` or ``tensor``; a timeline, or a run that has one
-                (the last); a prompt or a trace for ``lens`` and ``stats`` (the last run); for ``tensor`` also
+                (the last); a prompt or a trace for ``lens``, ``stats`` and ``attention`` (the last run); for ``tensor`` also
                 ``trace[…]``, ``kv[17].keys``, or nothing: what stands in the stepper.
             **wishes: For ``lens``, as `lens`. For ``stats``: ``stat`` (rms, absmax, std, nonfinite), ``sites``, and as `trace`.
+                For ``attention``: ``layer``, ``head``, and as `trace`. For ``diff``, whose argument is a report, another model
+                or a prompt: as `diff`.
 
         Raises:
             OptionError: There is no such view, or it has nothing to show.
@@ -597,7 +599,7 @@ class Pipe(LoadedModel):
 
     def unload(self) -> None:
         """Free the ranks' memory; does nothing the second time."""
-        if self._unloaded or self.cluster.remote.ended:
+        if not self.loaded:
             return
         self.stop_runs()
         self._unloaded = True

@@ -114,10 +114,10 @@ def _show_step(_pipe: "Pipe", _argument: str) -> Any:
     return show_stepper(current.dbg)
 
 
-def _show_tokens(pipe: "Pipe", prompt: str) -> Any:
+def _show_tokens(pipe: "Pipe", prompt: Any, **wishes: Any) -> Any:
     if not prompt:
         raise OptionError("The view 'tokens' needs a prompt.", "Type: %mlx_show tokens What is MPI")
-    return display(pipe.tokens(prompt))
+    return display(pipe.tokens(prompt, **wishes))
 
 
 def _show_shapes(pipe: "Pipe", site: str) -> Any:
@@ -155,6 +155,18 @@ def _show_stats(pipe: "Pipe", prompt: Any, **wishes: Any) -> Any:
     return show_stats(pipe, prompt, **wishes)
 
 
+def _show_attention(pipe: "Pipe", prompt: Any, **wishes: Any) -> Any:
+    from mlx_nb.client.attention_view import show_attention
+
+    return show_attention(pipe, prompt, **wishes)
+
+
+def _show_diff(pipe: "Pipe", thing: Any, **wishes: Any) -> Any:
+    from mlx_nb.client.diff_view import show_diff
+
+    return show_diff(pipe, thing, **wishes)
+
+
 _OPEN: dict[str, Callable[..., Any]] = {
     "step": _show_step,
     "plan": lambda pipe, _: display(pipe.plan),
@@ -166,5 +178,7 @@ _OPEN: dict[str, Callable[..., Any]] = {
     "lens": _show_lens,
     "tensor": _show_tensor,
     "stats": _show_stats,
+    "attention": _show_attention,
+    "diff": _show_diff,
 }
 VIEWS = tuple(_OPEN)

@@ -3,9 +3,10 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from html import escape
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -109,6 +110,16 @@ class DiffRow:
         ]
 
 
+class Closer(Protocol):
+    """Who can look at a comparison more closely: what it compared runs again."""
+
+    def inside(self, layer: int) -> "DiffReport":
+        """The same comparison inside one layer, module by module."""
+
+    def gap(self, site: str) -> np.ndarray:
+        """What the first has more than the second at a site, as `DiffRow.site` spells it: its own shape, float32."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiffReport:
     """What `Pipe.diff` returns: true where both are the same.
@@ -120,6 +131,7 @@ class DiffReport:
         inside: The same inside the first layer that differs.
         clues: How the first value that differs is wrong.
         notes: What to know besides.
+        closer: Who can look closer; None if nobody.
     """
 
     model: str
@@ -129,6 +141,7 @@ class DiffReport:
     inside: tuple[DiffRow, ...] = ()
     clues: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    closer: Closer | None = field(default=None, compare=False, repr=False)
 
     @property
     def ok(self) -> bool:

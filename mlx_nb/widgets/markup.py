@@ -2,7 +2,7 @@
 
 from html import escape
 
-VOID = ("img",)
+VOID = ("img", "br")
 """Elements without an end tag."""
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from mlx_nb.client.displays import display_capture
 from mlx_nb.client.live_view import close_views, live_views
 from mlx_nb.client.pipe import Pipe
 from mlx_nb.client.show import show_view
@@ -137,3 +138,76 @@ def test_a_ring_says_where_it_writes_and_what_it_keeps(pipe2: Pipe) -> None:
     assert 0 <= row["ring_at"] <= row["capacity"] == 16
     assert live.view.state["chosen"]["ring"]
     assert sorted(live.view.state["chosen"]["positions"]) != live.view.state["chosen"]["positions"]
+
+
+def test_attention_shows_what_its_rank_recorded_head_by_head_and_layer_by_layer(pipe2: Pipe) -> None:
+    run = pipe2.generate("What is the capital of France?", max_tokens=3)
+    fed = [*run.prompt_ids, *run.token_ids[:-1]]
+
+    live = show_view(pipe2, "attention", layer=20, head=4)
+
+    state = live.view.state
+    assert pipe2.last is run
+    assert (state["layer"], state["rank"], state["heads"], state["head"]) == (20, 1, 9, 4)
+    assert float(state["distance"].replace("−", "-")) < 1e-6
+    assert state["tokens"][0] == "<|im_start|>"
+    assert len(state["tokens"]) == len(fed)
+    trace = pipe2.trace(fed, sites="layers.20.pattern,layers.3.pattern", prefill_step_size=512)
+    expected = trace["layers.20.pattern"].numpy()[0]
+    shown = np.frombuffer(live.view.values, "<f4").reshape(len(fed), len(fed))
+    np.testing.assert_array_equal(shown, expected[4])
+    live._choose({"head": 7})
+    np.testing.assert_array_equal(np.frombuffer(live.view.values, "<f4"), expected[7].ravel())
+    live._choose({"layer": 3})
+    assert (live.view.state["layer"], live.view.state["rank"]) == (3, 0)
+    with pytest.raises(OptionError, match="The heads are 0–8"):
+        live._choose({"head": 9})
+
+    recorded = show_view(pipe2, "attention", trace, layer=3, head=7)
+    assert recorded.view.values == live.view.values
+    one = display_capture(trace["layers.20.pattern"])
+    assert [each["layer"] for each in one.view.state["layers"]] == [20]
+    with pytest.raises(OptionError, match="no layer 5"):
+        show_view(pipe2, "attention", trace, layer=5)
+    with pytest.raises(OptionError, match="no attention pattern"):
+        show_view(pipe2, "attention", pipe2.trace("Hi")["layers.3.resid_post"])
+    with pytest.raises(OptionError, match="no layer 30"):
+        show_view(pipe2, "attention", layer=30)
+    trace.drop()
+
+
+def test_a_comparison_opens_into_modules_and_shows_the_difference(pipe2: Pipe) -> None:
+    clean = pipe2.trace(
+        "What is the capital of France?",
+        sites="layers.*,layers.*.input,layers.20.**,layers.20.**.input",
+        prefill_step_size=16,
+    )
+    gen = pipe2.last
+    with pipe2.patch("layers.20.mlp.output", lambda x: 1.5 * x):
+        report = pipe2.diff(clean)
+        before = pipe2.last
+        live = show_view(pipe2, "diff", report)
+        assert next(row["site"] for row in live.view.state["rows"] if row["verdict"]) == "layers.20.output"
+        live._look_inside({"layer": 20})
+        inside = {row["site"]: row["verdict"] for row in live.view.state["inside"]["20"]}
+        assert inside["layers.20.mlp.output"] == "differs"
+        assert inside["layers.20.self_attn.q_proj.output"] == ""
+        live._look_at({"site": "layers.20.mlp.output"})
+        assert pipe2.last is before
+    gap = live._gap[1]
+    np.testing.assert_allclose(gap, 0.5 * clean["layers.20.mlp.output"].numpy(), rtol=1e-3, atol=1e-3)
+    assert live.view.state["gap"]["site"] == "layers.20.mlp.output"
+    with pytest.raises(OptionError, match=r"no value of one shape|no site|was not recorded"):
+        live._look_at({"site": "layers.3.mlp.output"})
+    assert gen is not None
+    clean.drop()
+
+
+def test_plans_shapes_and_tokens_open_by_name(pipe2: Pipe, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, argument, said in (
+        ("plan", "", "layers 15–29"),
+        ("shapes", "*.mlp", "30 sites of smollm2"),
+        ("tokens", "What is MPI", "from the chat template"),
+    ):
+        show_view(pipe2, name, argument)
+        assert said in capsys.readouterr().out

@@ -111,6 +111,21 @@ def test_the_lesson_on_porting_mends_a_draft_step_by_step(tmp_path: Path) -> Non
 
 
 @pytest.mark.cluster
+def test_the_lesson_on_looking_inside_sees_what_the_ranks_hold_and_checks_itself(tmp_path: Path) -> None:
+    lesson = nbformat.read(LESSONS / "07_looking_inside.ipynb", as_version=4)
+    assert solve(lesson) == 4
+
+    done = run(lesson, tmp_path)
+
+    said = "\n".join(text_of(cell) for cell in done.cells if cell.cell_type == "code")
+    assert "Right: it is decided in layer 29 on rank 1" in said
+    assert "Right: layer 23, head 4" in said
+    assert re.search(r"Right: \d before, 1046 after", said)
+    assert "Right: 12% at best" in said
+    assert "7 views are pictures now." in said
+
+
+@pytest.mark.cluster
 @pytest.mark.soak
 def test_the_lesson_on_the_debugger_runs_through_with_nothing_solved(tmp_path: Path) -> None:
     done = run(nbformat.read(LESSONS / "06_the_debugger.ipynb", as_version=4), tmp_path)

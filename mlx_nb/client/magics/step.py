@@ -81,16 +81,25 @@ class StepMagics(Magics):
         parser = Parser("%mlx_show", f"open a view: {', '.join(VIEWS)}")
         parser.add_argument("view", nargs="?", default="step", help="which (step)")
         parser.add_argument(
-            "prompt", nargs="?", help="for tokens, lens and stats: the rest of the line, word for word"
+            "prompt",
+            nargs="?",
+            help="for tokens, lens, stats, attention: the rest of the line, word for word",
+        )
+        parser.add_argument("--layer", type=int, metavar="N", help="for attention: which layer")
+        parser.add_argument("--head", type=int, metavar="N", help="for attention: which head is shown large")
+        parser.add_argument(
+            "--raw", action="store_const", const=True, help="the prompt without the chat template"
         )
         view, _, rest = line.strip().partition(" ")
-        found = parser.parse_args([view] if view else [])
-        prompt = split_line(parser, rest)[1]
+        words, prompt = split_line(parser, rest)
+        found = parser.parse_args([view, *words] if view else [])
+        named = {name: getattr(found, name) for name in ("layer", "head", "raw")}
+        wishes = {name: value for name, value in named.items() if value is not None}
         one_of(found.view, VIEWS, "%mlx_show")
         if found.view == "cluster":
             show_view(None, found.view, cluster=need_cluster())
         else:
-            show_view(need_pipe(), found.view, prompt)
+            show_view(need_pipe(), found.view, prompt, **wishes)
 
     @line_magic
     @one_line_errors
