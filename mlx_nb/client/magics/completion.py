@@ -24,7 +24,7 @@ from mlx_nb.client.magics.model import generate_parser, load_parser, reload_pars
 from mlx_nb.client.magics.parsing import Parser
 from mlx_nb.client.magics.patches import patch_parser
 from mlx_nb.client.magics.step import SUBCOMMANDS as STEP
-from mlx_nb.client.magics.step import step_parser
+from mlx_nb.client.magics.step import show_parser, step_parser
 from mlx_nb.client.magics.traces import trace_parser
 from mlx_nb.client.profiles import list_profiles
 from mlx_nb.client.show import VIEWS
@@ -41,6 +41,7 @@ _PARSERS: dict[str, Callable[[], Parser]] = {
     "mlx_generate": generate_parser,
     "mlx_chat": chat_parser,
     "mlx_step": step_parser,
+    "mlx_show": show_parser,
     "mlx_bench": bench_parser,
     "mlx_break": break_parser,
     "mlx_trace": trace_parser,

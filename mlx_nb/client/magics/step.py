@@ -50,6 +50,23 @@ def step_parser() -> Parser:
     return parser
 
 
+def show_parser() -> Parser:
+    """The options of ``%mlx_show``."""
+    parser = Parser("%mlx_show", f"open a view: {', '.join(VIEWS)}")
+    parser.add_argument("view", nargs="?", default="step", help="which (step)")
+    parser.add_argument(
+        "prompt",
+        nargs="?",
+        help="for tokens, lens, stats, attention: the rest of the line, word for word",
+    )
+    parser.add_argument("--layer", type=int, metavar="N", help="for attention: which layer")
+    parser.add_argument("--head", type=int, metavar="N", help="for attention: which head is shown large")
+    parser.add_argument(
+        "--raw", action="store_const", const=True, help="the prompt without the chat template"
+    )
+    return parser
+
+
 @magics_class
 class StepMagics(Magics):
     """Stepping and showing."""
@@ -78,18 +95,7 @@ class StepMagics(Magics):
     @one_line_errors
     def mlx_show(self, line: str) -> None:
         """Open a view: see ``%mlx_show --help``."""
-        parser = Parser("%mlx_show", f"open a view: {', '.join(VIEWS)}")
-        parser.add_argument("view", nargs="?", default="step", help="which (step)")
-        parser.add_argument(
-            "prompt",
-            nargs="?",
-            help="for tokens, lens, stats, attention: the rest of the line, word for word",
-        )
-        parser.add_argument("--layer", type=int, metavar="N", help="for attention: which layer")
-        parser.add_argument("--head", type=int, metavar="N", help="for attention: which head is shown large")
-        parser.add_argument(
-            "--raw", action="store_const", const=True, help="the prompt without the chat template"
-        )
+        parser = show_parser()
         view, _, rest = line.strip().partition(" ")
         words, prompt = split_line(parser, rest)
         found = parser.parse_args([view, *words] if view else [])
