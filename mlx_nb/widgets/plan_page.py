@@ -17,7 +17,7 @@ def plan_html(plan: Plan) -> str:
     """The whole page, self-contained."""
     ranks = f"{plan.num_ranks} rank{'s' if plan.num_ranks > 1 else ''}"
     note = " · ".join(filter(None, [f"{plan.num_layers} layers over {ranks}", plan.dtype, _context(plan)]))
-    parts = [tag("div.mv-row", _cuts(plan)), tag("div.mv-row", _memory(plan), _legend(plan))]
+    parts = [tag("div.mv-row", _cuts(plan)), tag("div.mv-row.mp-memory", _memory(plan), _legend(plan))]
     if plan.notes:
         parts.append(tag("div.mv-row.mp-notes", *(tag("div.mv-note", text) for text in plan.notes)))
     said = f"Cut {plan.reason}." if plan.reason else ""

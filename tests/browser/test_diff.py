@@ -144,7 +144,7 @@ def test_a_layer_opens_into_its_modules_and_a_site_into_a_picture(open_widget):
     view.wait_for(lambda: view.page.locator(".md-gap").is_visible())
     view.settle()
     assert asked == [("inside", {"layer": 7}), ("gap", {"site": "layers.7.mlp.up_proj.output"})]
-    assert "largest -4.5 at [0,20,138]" in view.page.locator(".md-picture .mv-note").inner_text().replace(
+    assert "largest -4.50 at [0,20,138]" in view.page.locator(".md-picture .mv-note").inner_text().replace(
         "−", "-"
     )
     view.page.keyboard.press("ArrowUp")
