@@ -60,7 +60,7 @@ def _table(state: AttentionState, values: np.ndarray) -> Markup:
     rows = []
     for row in range(max(0, len(values) - LAST_ROWS), len(values)):
         found = "; ".join(
-            f"{name_cell(state['columns'], column, state['tokens'])} {share:.0%}"
+            f"{name_cell(state['columns'], column, state['tokens'])} {100 * share:.0f} %"
             for column, share in strongest(state, values, row, 2)
         )
         asking = name_cell(state["rows"], row, state["tokens"])

@@ -20,7 +20,7 @@ def plan_html(plan: Plan) -> str:
     parts = [tag("div.mv-row", _cuts(plan)), tag("div.mv-row.mp-memory", _memory(plan), _legend(plan))]
     if plan.notes:
         parts.append(tag("div.mv-row.mp-notes", *(tag("div.mv-note", text) for text in plan.notes)))
-    said = f"Cut {plan.reason}." if plan.reason else ""
+    said = f"It is cut {plan.reason.replace('even: ', 'evenly: ', 1)}." if plan.reason else ""
     return still("plan", "Plan", plan.model, "plan", note, *parts, sentence=said)
 
 
