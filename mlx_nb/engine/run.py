@@ -51,6 +51,11 @@ Place = tuple[int, int, int]
 """A stop in a run: its pass, its rank, its number there. They sort as they come."""
 
 
+LAYERS_AT_ONCE = 4
+"""After so many layers of a token's pass their computation begins, while Python still builds the graph of the next ones:
+on two ranks of smollm2 a token took 99 instead of 110 ms (medians of 5, in turn); 1 layer 102, all but the first 107."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
     """What a run switches out with while a value from another rank is on its way."""
@@ -441,8 +446,13 @@ class Run:
 
     def layer_done(self, index: int, value: Tree) -> None:
         """An owned layer has returned."""
-        self._pass().done_layers.add(index)
-        self._pass().crossing.returned(index, value)
+        now = self._pass()
+        now.done_layers.add(index)
+        now.crossing.returned(index, value)
+        if now.phase == "decode" and self.probe is None:
+            place, left = index - self.stage.shard.layers.start, self.stage.shard.layers.stop - 1 - index
+            if left and place % LAYERS_AT_ONCE == 0:
+                mx.async_eval(arrays_of(value))
 
     # What others may ask --------------------------------------------------------------------------
 
