@@ -59,6 +59,23 @@ def test_the_first_lesson_answers_steps_and_stops(tmp_path: Path) -> None:
 
 
 @pytest.mark.cluster
+def test_the_lesson_on_generating_gives_the_same_answers_and_checks_itself(tmp_path: Path) -> None:
+    lesson = nbformat.read(LESSONS / "02_generating.ipynb", as_version=4)
+    assert solve(lesson) == 3
+
+    done = run(lesson, tmp_path)
+
+    said = "\n".join(text_of(cell) for cell in done.cells if cell.cell_type == "code")
+    assert "Your name is Ada" in said
+    assert "reused" in said
+    assert "Row 1 is what the prompt gives alone:" in said
+    assert "layers 8–29" in said
+    assert said.count("Right: ") == 3
+    assert re.search(r"^paused after \d+ tokens", said, re.MULTILINE)
+    assert re.search(r"^decode   busy: rank 0 \d+%, rank 1 \d+% · bubbles \d+%", said, re.MULTILINE)
+
+
+@pytest.mark.cluster
 def test_the_lesson_on_cuts_plans_refuses_and_measures(tmp_path: Path) -> None:
     done = run(nbformat.read(LESSONS / "04_where_to_cut.ipynb", as_version=4), tmp_path)
 
