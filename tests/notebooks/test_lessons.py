@@ -66,7 +66,8 @@ def test_the_lesson_on_generating_gives_the_same_answers_and_checks_itself(tmp_p
     done = run(lesson, tmp_path)
 
     said = "\n".join(text_of(cell) for cell in done.cells if cell.cell_type == "code")
-    assert "Your name is Ada" in said
+    assert "Paris" in said
+    assert "finished with 40 tokens" in said
     assert "reused" in said
     assert "Row 1 is what the prompt gives alone:" in said
     assert "layers 8–29" in said
