@@ -7,6 +7,8 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from mlx_nb.shared import errors
@@ -15,6 +17,7 @@ from mlx_nb.shared.errors import ModelError, OptionError, PlanError
 from mlx_nb.shared.fit import make_plan, split_by_memory
 from mlx_nb.shared.mac_memory import working_set
 from mlx_nb.shared.model_sizes import Common, ModelSizes, SiteRow, SiteTable
+from mlx_nb.shared.models import EMBEDDED
 from mlx_nb.shared.plan import Plan
 from mlx_nb.shared.spec import slots_of
 
@@ -139,13 +142,44 @@ def _no_host(host: str) -> OptionError:
 
 
 def _describe(what: str, model: str, *options: str) -> Any:
-    command = [sys.executable, "-m", "mlx_nb.engine.describe", what, str(model), *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    try:
-        answer = json.loads(done.stdout.strip().splitlines()[-1])
-    except (IndexError, ValueError):
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        raise ModelError(f"{model} could not be measured: {last}", "Check its config.json.") from None
+    command = (sys.executable, "-m", "mlx_nb.engine.describe", what, str(model), *options)
+    state = _state(str(model))
+    # On a Mac how much Metal may take can be set meanwhile, and is part of the answer.
+    answer = json.loads(
+        _answer_again(command, state) if state and sys.platform != "darwin" else _answer(command)
+    )
     if answer["kind"] == "error":
         raise getattr(errors, answer["class"], ModelError)(answer["problem"], answer["fix"])
     return answer
+
+
+def _answer(command: Sequence[str]) -> str:
+    """What the process says last.
+
+    Raises:
+        ModelError: It said nothing of use.
+    """
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    said = (done.stdout.strip().splitlines() or [""])[-1]
+    if not said.startswith("{"):
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise ModelError(f"{command[4]} could not be measured: {last}", "Check its config.json.")
+    return said
+
+
+@lru_cache(maxsize=64)
+def _answer_again(command: Sequence[str], _state: object) -> str:
+    """What was said before of a model that is as it was: the process takes seconds, since it imports mlx-lm."""
+    return _answer(command)
+
+
+def _state(model: str) -> object:
+    """What changes when a model does; None where this process cannot know."""
+    folder = Path(model).expanduser()
+    if model == EMBEDDED:
+        return EMBEDDED
+    try:
+        stats = [(file.name, (stat := file.stat()).st_size, stat.st_mtime_ns) for file in folder.iterdir()]
+    except OSError:
+        return None
+    return (str(folder.absolute()), *sorted(stats))

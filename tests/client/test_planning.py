@@ -2,6 +2,7 @@
 
 import json
 import resource
+import time
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,20 @@ def test_ranks_that_are_not_the_hosts_slots_are_refused() -> None:
 def test_a_host_that_is_none_is_told_the_three_forms(host: str) -> None:
     with pytest.raises(OptionError, match="mini1, mini1:2 or mini1:16GB"):
         mlx_nb.plan("smollm2", hosts=[host, "b:16GB"])
+
+
+def test_a_plan_is_made_again_at_once_unless_the_model_has_changed(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "vocab_size": 101}
+    config = {**sizes, "model_type": "llama", "rms_norm_eps": 1e-5, "num_hidden_layers": 5}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert mlx_nb.plan(str(tmp_path), ranks=2).shards[0].num_layers == 5
+    began_s = time.monotonic()
+    assert len(mlx_nb.plan(str(tmp_path), ranks=5).shards) == 5
+    assert time.monotonic() - began_s < 0.3  # no process has been started
+
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 12}))
+
+    assert mlx_nb.plan(str(tmp_path), ranks=2).shards[0].num_layers == 12
 
 
 def test_an_unknown_model_says_so() -> None:

@@ -31,7 +31,7 @@ def source_of(kind: str) -> str:
     return Path(spec.origin).read_text()
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+@pytest.mark.parametrize("kind", ["llama", pytest.param("gemma3", marks=pytest.mark.soak)])
 def test_code_is_read_again_and_the_weights_stay(kind: str, cluster3: Cluster, tmp_path: Path) -> None:
     file, good = tmp_path / "mymodel.py", source_of("gemma3_text" if kind == "gemma3" else kind)
     file.write_text(good)
