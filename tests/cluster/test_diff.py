@@ -88,7 +88,9 @@ def test_a_saved_trace_and_another_pipe_are_compared_with(
         assert report.first.site == "layers.3.output"
 
         with loaded(cluster3, tiny_folders / "qwen3", split=[3, 1, 1]) as other:
-            assert pipe.diff(other, IDS).ok
+            report = pipe.diff(other, IDS)
+            assert report.ok
+            assert "(float32, layers 3+1+1) ·" in report.headline  # both have the same name
         with loaded(cluster3, tiny_folders / "qwen3", dtype="bfloat16") as other:
             report = pipe.diff(other, IDS)
             assert report.worst is not None
