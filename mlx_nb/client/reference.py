@@ -83,7 +83,9 @@ def side_of(other: Any) -> Side:
     if hasattr(other, "trace") and hasattr(other, "shards"):
         modules = frozenset(name for name, _ in other.shards[0].modules)
         return Side(
-            _told_apart(other), modules, lambda ids, sites, options: other.trace(ids, sites=list(sites), **options)
+            _told_apart(other),
+            modules,
+            lambda ids, sites, options: other.trace(ids, sites=list(sites), **options),
         )
     raise OptionError(
         f"A pipe cannot be compared with {other!r:.60}.",
@@ -93,7 +95,9 @@ def side_of(other: Any) -> Side:
 
 def _told_apart(pipe: "Pipe") -> str:
     """A pipe's name, with what makes it another one than a pipe of the same model."""
-    return f"{pipe.name} ({pipe.dtype}, layers {'+'.join(str(len(shard.layers)) for shard in pipe.plan.shards)})"
+    return (
+        f"{pipe.name} ({pipe.dtype}, layers {'+'.join(str(len(shard.layers)) for shard in pipe.plan.shards)})"
+    )
 
 
 @contextmanager

@@ -87,8 +87,8 @@ class Faults:
                 return
         if not struck.sites:
             raise OptionError(
-                f"The fault {spec.name} needs {lacking}, which {format_layers(layers)} of {stage.name} on rank "
-                f"{stage.rank} have not.",
+                f"The fault {spec.name} needs {lacking}. On rank {stage.rank} ({format_layers(layers)} of {stage.name}) "
+                "there is none.",
                 "Take another rank or layer, or another fault: mlx_nb.faults()",
             )
 
