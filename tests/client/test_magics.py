@@ -593,7 +593,7 @@ def test_an_interrupted_stride_says_how_far_it_came_and_what_goes_on(shell: Shel
 
 
 def test_blanks_at_the_end_are_not_printed(shell: Shell, pipe: Pipe) -> None:
-    story = "Once upon a time"
+    story = "A list of fruits, one on each line:\napple\npear\nplum"
     text, count = "", 0
     for piece in pipe.stream(story, raw=True, max_tokens=200):
         text, count = text + piece.text, count + 1
@@ -601,7 +601,7 @@ def test_blanks_at_the_end_are_not_printed(shell: Shell, pipe: Pipe) -> None:
             break
     assert text != text.rstrip()  # the control: a run of so many tokens does end in a blank
 
-    printed = shell.good(f"%mlx_generate --raw --max-tokens {count} -o g {story}").out
+    printed = shell.good(f"%%mlx_generate --raw --max-tokens {count} -o g\n{story}").out
 
     assert shell.names["g"].text == text
     assert printed.rpartition("\n[")[0] == text.rstrip()

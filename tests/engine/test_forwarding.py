@@ -9,7 +9,7 @@ import mlx.core as mx  # isort: skip
 import pytest
 from mlx.utils import tree_flatten
 
-from mlx_nb.engine import stage as stage_module
+from mlx_nb.engine import share as share_module
 from mlx_nb.engine.stage import Stage
 from mlx_nb.engine.transport import LoopbackWorld
 from mlx_nb.shared.errors import PlanError
@@ -73,7 +73,7 @@ def test_a_model_that_cannot_be_cut_is_refused_before_its_weights_are_read(
     def read(*_: object) -> int:
         raise AssertionError("the weights are read")
 
-    monkeypatch.setattr(stage_module, "materialise", read)
+    monkeypatch.setattr(share_module, "materialise", read)
 
     with pytest.raises(PlanError, match="goes through its layers 2 times"):
         Stage("nanbeige", folder, LoopbackWorld(2).transports()[0])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mlx_nb.engine import stage as stage_module  # before mlx: it loads OpenBLAS
+from mlx_nb.engine import share as share_module  # before mlx: it loads OpenBLAS
 from mlx_nb.engine.stage import Stage
 from mlx_nb.engine.transport import LoopbackWorld
 from mlx_nb.engine.weights import read_header
@@ -109,7 +109,7 @@ def test_a_reader_that_reads_everything_is_caught(tmp_path: Path, monkeypatch: p
         return dict(tree_flatten(model.parameters()))
 
     folder = make_wide("llama", tmp_path / "wide")
-    monkeypatch.setattr(stage_module, "owned_parameters", all_of_them)
+    monkeypatch.setattr(share_module, "owned_parameters", all_of_them)
 
     found = ratios(folder)
 
@@ -118,7 +118,7 @@ def test_a_reader_that_reads_everything_is_caught(tmp_path: Path, monkeypatch: p
 
 def test_one_tensor_too_many_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """How fine the check is: a single foreign matrix of 3 MiB beside 24 to 70."""
-    right = stage_module.owned_parameters
+    right = share_module.owned_parameters
 
     def one_more(model: nn.Module, results: list[mx.array]) -> dict[str, mx.array]:
         owned = right(model, results)
@@ -130,7 +130,7 @@ def test_one_tensor_too_many_is_caught(tmp_path: Path, monkeypatch: pytest.Monke
         return {**owned, foreign[0][0]: foreign[0][1]}
 
     folder = make_wide("llama", tmp_path / "wide")
-    monkeypatch.setattr(stage_module, "owned_parameters", one_more)
+    monkeypatch.setattr(share_module, "owned_parameters", one_more)
 
     found = ratios(folder)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mlx_nb.engine import stage as stage_module  # before mlx: it loads OpenBLAS
+from mlx_nb.engine import share as share_module  # before mlx: it loads OpenBLAS
 from mlx_nb.engine.loading import build_model, materialise
 from mlx_nb.engine.stage import Stage
 from mlx_nb.engine.transport import LoopbackWorld
@@ -263,7 +263,7 @@ def test_a_file_that_is_cut_after_its_header_was_read_is_named(
         weights.write_bytes(whole[:3000])
         return materialise(*args)
 
-    monkeypatch.setattr(stage_module, "materialise", cut)
+    monkeypatch.setattr(share_module, "materialise", cut)
 
     said = ranks_that_refuse(folder, [5])
 
