@@ -414,6 +414,9 @@ class Debugger(GoingBack, Changing):
         if self.lost and not self.done:
             raise RunFinished(self.lost, "Begin again: dbg.restart()")
         if self.closed and not self.done:
+            remote = self.pipe.cluster.remote
+            if gone := remote.lost():  # a stride has found that out and said so; the next ones say it again
+                raise remote.lost_error(gone)
             raise RunFinished("This stepper was closed.", "Begin again: dbg.restart()")
         if self.done:
             raise RunFinished(

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -176,26 +177,42 @@ def test_every_stride_ends_where_it_should_and_the_next_run_is_right(stops: Stop
                 assert dbg.gen.token_ids == stops.tokens, cell
 
 
+def again_and_again(dbg: Debugger, stride: str) -> None:
+    """A stride until it fails: it may lead over a living rank at first."""
+    for _ in range(100):
+        if stride in ("until", "back"):
+            dbg.until(TARGET) if stride == "until" else dbg.back("into")
+        else:
+            getattr(dbg, stride)()
+
+
 @pytest.mark.soak
 @pytest.mark.usefixtures("alone")
-def test_with_a_dead_rank_a_stride_says_so_and_a_restart_makes_it_right(tiny_folders: Path) -> None:
+@pytest.mark.parametrize(("split", "transport"), [([2, 3], ""), ([1, 2, 2], "btl self,tcp")])
+def test_with_a_dead_rank_every_stride_says_so_and_a_restart_makes_it_right(
+    split: list[int], transport: str, tiny_folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if transport:
+        monkeypatch.setenv("MLX_NB_MCA", transport)
     folder = str(tiny_folders / "qwen3")
-    with Cluster.start(ranks=2) as cluster:
-        for stride in ("layer", "run"):
-            pipe = cluster.load(folder)
-            wanted = pipe.generate(IDS, max_tokens=4, **CHUNKS).token_ids
+    with Cluster.start(ranks=len(split)) as cluster:
+        pipe = cluster.load(folder, split=split)
+        wanted = pipe.generate(IDS, max_tokens=4, **CHUNKS).token_ids
+        for victim in range(1, len(split)):
             dbg = pipe.debug(IDS, max_tokens=4, **CHUNKS)
             dbg.until(SITE, token=8)
-            dbg.layer()
-            os.kill(cluster.ranks[1].pid, signal.SIGKILL)
+            os.kill(cluster.ranks[victim].pid, signal.SIGKILL)
 
-            with pytest.raises(RankLostError, match=r"Rank 1 .* is lost"):
-                getattr(dbg, stride)()
+            for stride in STRIDES:
+                began_s = time.monotonic()
+                with pytest.raises(RankLostError, match=rf"Rank {victim} .* is lost"):
+                    again_and_again(dbg, stride)
+                assert time.monotonic() - began_s < 15, stride
+            assert f"closed\n{dbg.position.where}" in repr(dbg)  # where it stood last
             with pytest.raises(RankLostError, match=r"%mlx_cluster (re)?start"):
                 pipe.generate(IDS, max_tokens=4, **CHUNKS)
 
             cluster.restart()
-            again = cluster.load(folder)
-            assert [info.state for info in cluster.ranks] == ["idle", "idle"], stride
-            assert again.generate(IDS, max_tokens=4, **CHUNKS).token_ids == wanted, stride
-            again.unload()
+            pipe = cluster.load(folder, split=split)
+            assert {info.state for info in cluster.ranks} == {"idle"}
+            assert pipe.generate(IDS, max_tokens=4, **CHUNKS).token_ids == wanted
