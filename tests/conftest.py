@@ -1,6 +1,7 @@
 """Real ranks for all tests: nothing here pretends to be MPI."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from mlx_nb.client.cluster import Cluster
 from mlx_nb.client.current import current
 
 MARK = "MLX_NB_CLUSTER"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 # A background job of a shell, or one under nohup, starts with these ignored, and every child inherits that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -145,3 +147,21 @@ def script(tmp_path: Path) -> Iterator[Callable[..., Script]]:
         if one.process.poll() is None:
             one.process.kill()
             one.wait()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """The browser; a missing one skips, unless everything is required."""
+    problem = None if CHROMIUM else "Chromium is missing. Type: apt-get install -y chromium"
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        problem = "Playwright is missing. Type: pip install 'mlx-nb[test]'"
+    if problem:
+        if os.environ.get("MLX_NB_REQUIRE") == "all":
+            pytest.fail(problem)
+        pytest.skip(problem)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()

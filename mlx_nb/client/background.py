@@ -60,6 +60,9 @@ class BackgroundRun:
         self._began = time.monotonic()
         threading.Thread(target=self._main, name=f"mlx_nb run {request.run_id}", daemon=True).start()
 
+    in_cell = False
+    """Nobody has to wait for it, and the ranks answer others in between."""
+
     # What a user does ---------------------------------------------------------------------------------
 
     @property

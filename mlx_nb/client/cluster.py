@@ -61,7 +61,7 @@ class Cluster:
         self._running = running
         self._stopped_logs: logs.LogText | None = None
         self._pid = os.getpid()
-        self._watch = ClusterWatch(running, self._holds)
+        self._watch = ClusterWatch(running, self.holds)
         self.remote = Remote(running.client, running.table or {}, self._watch)
         atexit.register(self._at_exit)
         _activate(running.client)
@@ -301,9 +301,9 @@ class Cluster:
     def _look_at(self, info: RankInfo, lost: set[Rank]) -> RankInfo:
         state = "lost" if info.rank in lost else "busy" if self.remote.busy(info.rank) else "idle"
         memory_bytes = self._watch.memory_bytes(info)
-        return replace(info, state=state, memory_bytes=memory_bytes, holds=self._holds(info.rank))
+        return replace(info, state=state, memory_bytes=memory_bytes, holds=self.holds(info.rank))
 
-    def _holds(self, rank: Rank) -> str:
+    def holds(self, rank: Rank) -> str:
         """What a rank has loaded; the models are named once there are several."""
         parts = []
         for pipe in self.pipes:
@@ -311,6 +311,24 @@ class Cluster:
                 layers = pipe.plan.shards[rank].describe()
                 parts.append(f"{pipe.name}: {layers}" if len(self.pipes) > 1 else layers)
         return "; ".join(parts)
+
+    # Without asking a rank, so that a view may look while a cell runs
+
+    def memory_of(self, info: RankInfo) -> int:
+        """A rank's memory now if it is on this machine, else what it said last."""
+        return self._watch.memory_bytes(info)
+
+    def stopped_ranks(self) -> set[Rank]:
+        """Ranks whose process stands still (SIGSTOP, or a debugger's), where that can be seen."""
+        return set() if self.remote.ended else self._watch.stopped()
+
+    def why_lost(self, rank: Rank) -> str:
+        """Why a rank is lost, and how its log ends."""
+        return self._watch.why(rank)
+
+    def log_tail(self, rank: Rank) -> list[str]:
+        """The last lines that a rank has written itself."""
+        return logs.tail(self._running.record.folder, rank)
 
     # --- state ---------------------------------------------------------------------------------------
 
@@ -344,6 +362,12 @@ class Cluster:
                 "Type: %mlx_cluster logs, for all of them.",
             )
         return logs.collect(self._running.record.folder, ranks, all_processes=rank is None)
+
+    def show(self) -> None:
+        """Open the view of this cluster in the notebook: a card for each rank, and buttons."""
+        from mlx_nb.client.cluster_view import show_cluster  # IPython's display, which a script does not need
+
+        show_cluster(self)
 
     def __repr__(self) -> str:
         ranks = () if self.remote.ended else self.ranks

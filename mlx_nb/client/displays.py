@@ -8,6 +8,8 @@ from typing import Any
 
 from mlx_nb.client.attention_view import display_attention, is_pattern
 from mlx_nb.client.capture import Capture
+from mlx_nb.client.cluster import Cluster
+from mlx_nb.client.cluster_view import show_cluster
 from mlx_nb.client.diff_view import display_diff
 from mlx_nb.client.kv import KVBufferHandle, KVCaches
 from mlx_nb.client.kv_view import LiveKV
@@ -39,6 +41,7 @@ DISPLAYS: dict[type, Callable[[Any], object]] = {
     KVCaches: lambda kv: LiveKV(kv.pipe, kv),
     TokenStatistics: display_statistics,
     DiffReport: display_diff,
+    Cluster: show_cluster,
 }
 
 
@@ -73,7 +76,7 @@ def install_displays(ip: Any) -> None:
     if getattr(ip, "kernel", None) is None:
         return
     for kind, show in DISPLAYS.items():
-        ip.display_formatter.ipython_display_formatter.for_type(kind, _shown(show))
+        ip.display_formatter.ipython_display_formatter.for_type(kind, _shown(show, ip))
     for kind, page in PAGES.items():
         ip.display_formatter.formatters["text/html"].for_type(kind, page)
 
@@ -86,11 +89,20 @@ def remove_displays(ip: Any) -> None:
         ip.display_formatter.formatters["text/html"].type_printers.pop(kind, None)
 
 
-def _shown(show: Callable[[Any], object]) -> Callable[[Any], None]:
+def _shown(show: Callable[[Any], object], ip: Any) -> Callable[[Any], None]:
     def call(thing: Any) -> None:
+        if isinstance(thing, Cluster) and _by_magic(ip):
+            print(repr(thing))
+            return
         try:
             show(thing)
         except MlxNbError:  # nothing to see: it prints what it is
             print(repr(thing))
 
     return call
+
+
+def _by_magic(ip: Any) -> bool:
+    """Whether a magic answers here, such as `%mlx_cluster start`: that prints, in every cell of every notebook."""
+    lines = ip.history_manager.input_hist_raw[-1].strip().splitlines()
+    return bool(lines) and lines[-1].lstrip().startswith("%")

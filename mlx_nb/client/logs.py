@@ -27,9 +27,7 @@ class LogText(str):
 
 def rank_log(folder: Path, rank: Rank) -> str:
     """What a rank has written, stdout and stderr in one; empty if there is nothing."""
-    # mpirun puts a directory per job in between, and pads the rank with zeros when there are many.
-    files = [f for f in rank_log_folder(folder).glob("*/rank.*/stdout") if _rank_of(f) == rank]
-    return "".join(_read(file) for file in sorted(files, key=lambda f: f.stat().st_mtime))
+    return "".join(_read(file) for file in _files(folder, rank))
 
 
 def mpirun_log(folder: Path) -> str:
@@ -53,6 +51,20 @@ def last_words(folder: Path, rank: Rank, lines: int = 3) -> str:
     lines_of_log = (line.strip() for line in rank_log(folder, rank).splitlines())
     written = [line for line in lines_of_log if line and not _ROUTINE.search(line)]
     return " / ".join(written[-lines:])
+
+
+def tail(folder: Path, rank: Rank, lines: int = 4, size_bytes: int = 8192) -> list[str]:
+    """The last lines that a rank itself has written, from the end of its file alone: cheap enough to look often."""
+    found: list[str] = []
+    for file in _files(folder, rank):
+        try:
+            with file.open("rb") as log:
+                log.seek(max(0, file.stat().st_size - size_bytes))
+                found += log.read().decode(errors="replace").splitlines()
+        except OSError:
+            continue
+    written = [line.rstrip() for line in found if line.strip() and not _ROUTINE.search(line)]
+    return written[-lines:]
 
 
 def complaints(folder: Path, ranks: Sequence[Rank], lines: int = 24) -> str:
@@ -84,6 +96,12 @@ def collect(folder: Path, ranks: list[Rank], *, all_processes: bool = True) -> L
         body = lines[-TAIL_LINES:] or ["(nothing)"]
         shown.append("\n".join([f"── {title}{left_out} ──", *body]))
     return LogText("\n\n".join(shown))
+
+
+def _files(folder: Path, rank: Rank) -> list[Path]:
+    # mpirun puts a directory per job in between, and pads the rank with zeros when there are many.
+    files = [f for f in rank_log_folder(folder).glob("*/rank.*/stdout") if _rank_of(f) == rank]
+    return sorted(files, key=lambda f: f.stat().st_mtime)
 
 
 def _rank_of(file: Path) -> int:

@@ -79,6 +79,7 @@ class Pipe(LoadedModel):
         self.tracing: LiveTrace | None = None
         self.fault_count = self.reloads = 0
         self._runs: list[BackgroundRun] = []
+        self._free: FreeRun | None = None
 
     def load_there(self, on_event: "OnEvent | None" = None) -> "Pipe":
         """Load every rank's share; also after the cluster was restarted.
@@ -135,12 +136,19 @@ class Pipe(LoadedModel):
             self.cluster.pipes.append(self)
         current.pipe = self
 
-    def free_run(self, name: str, *args: Any) -> FreeRun:
-        """Follow a call that drives a run to its end on every rank."""
+    def free_run(self, name: str, run: "RunRequest | int") -> FreeRun:
+        """Follow a call that drives a run, new or open under that id, to its end on every rank."""
         assert self.last is not None  # whoever starts a run has put it there
-        return FreeRun(
-            self.cluster.remote, self.last, lambda take: self.submit_all(name, *args, on_event=take)
+        run_id = run if isinstance(run, int) else run.run_id
+        self._free = FreeRun(
+            self.cluster.remote,
+            self.last,
+            run_id,
+            lambda take: self.submit_all(name, run, on_event=take),
+            lambda take, paused_s: self.submit_all("finish", run_id, paused_s, on_event=take),
+            lambda: self.call_all("close_run", run_id),
         )
+        return self._free
 
     # Free runs ------------------------------------------------------------------------------------
 
@@ -214,12 +222,37 @@ class Pipe(LoadedModel):
         self._runs = [*(one for one in self._runs if not one.done), run]
         return run
 
+    @property
+    def under_way(self) -> "list[FreeRun | BackgroundRun]":
+        """The runs that have begun and not ended: one that a cell waits for, those in the background."""
+        free = [self._free] if self._free is not None and self._free.state in ("running", "paused") else []
+        return [*free, *(run for run in self._runs if not run.done)]
+
+    def pause(self) -> bool:
+        """Let every run under way stand still, also one that a cell waits for: for views and other threads.
+
+        Returns:
+            Whether any was under way.
+        """
+        return bool([run.pause() for run in self.under_way])
+
+    def resume(self) -> bool:
+        """Let the runs go on that were paused. Returns whether any was."""
+        return bool([run.resume() for run in self.under_way if run.state == "paused"])
+
     def stop_runs(self, *, wait: bool = True) -> int:
-        """Stop every run in the background; what they have produced so far stays. Returns how many there were."""
+        """Stop every run in the background, and one that is paused; what they have produced so far stays.
+
+        Returns:
+            How many there were.
+        """
         open_ones = [run for run in self._runs if not run.done]
         for run in open_ones:
             run.stop(wait=wait)
-        return len(open_ones)
+        if self._free is None or self._free.state != "paused":
+            return len(open_ones)
+        self._free.stop()
+        return len(open_ones) + 1
 
     def logits(self, prompt: Prompt, chunk: int | None = None, *, raw: bool = False) -> np.ndarray:
         """The logits after every token of a prompt, fed through the KV cache.
@@ -301,7 +334,7 @@ class Pipe(LoadedModel):
 
         standing = current.dbg
         mine = standing is not None and standing.pipe is self and not standing.closed
-        under_way = [run.run_id for run in self._runs if run.state in ("running", "paused")]
+        under_way = [run.run_id for run in self.under_way if run.state in ("running", "paused")]
         run_id = standing.run_id if mine else under_way[0] if under_way else None
         parts: list[KVReport] = self.call_all("kv_report", run_id)
         cut_short = any(part.cut_short for part in parts)

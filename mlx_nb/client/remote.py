@@ -212,8 +212,15 @@ class Remote:
 
         The signal goes through each engine's nanny: sent through mpirun it would end the whole set.
         """
+        self._signal("SIGINT", timeout_s)
+
+    def ask_to_pause(self, timeout_s: float = 5.0) -> None:
+        """Let the free run that is under way stand still on every rank; returns when the signals were delivered."""
+        self._signal("SIGUSR2", timeout_s)
+
+    def _signal(self, name: str, timeout_s: float) -> None:
         with self.lock:
-            sent = self.client.send_signal("SIGINT", targets=self.client.ids, block=False)
+            sent = self.client.send_signal(name, targets=self.client.ids, block=False)
         sent.result(timeout_s)
 
     def lost_error(self, gone: set[Rank]) -> RankLostError:
@@ -254,6 +261,15 @@ class Remote:
 
     def _name(self, rank: Rank) -> str:
         return self.watch.name(rank) if self.watch else f"Rank {rank} ({self.table[rank].host})"
+
+    def check(self) -> None:
+        """Raise if the cluster was stopped, or has lost a rank.
+
+        Raises:
+            ClusterError, RankLostError: It has.
+        """
+        for rank in self.table:
+            self._check(rank)
 
     def _check(self, rank: Rank) -> None:
         if self.ended:

@@ -91,7 +91,7 @@ def show_view(
         OptionError: There is no such view, or it has nothing to show.
     """
     if view == "cluster" and cluster is not None:
-        return display(cluster.status())
+        return _show_cluster(cluster)
     if pipe is None or view not in VIEWS:
         raise OptionError(f"There is no view '{view}'.", f"Type one of: {', '.join(VIEWS)}.")
     try:
@@ -137,6 +137,12 @@ def _show_lens(pipe: "Pipe", prompt: Any, **wishes: Any) -> Any:
     return show_lens(lens_of(pipe, prompt, wishes))
 
 
+def _show_cluster(cluster: "Cluster") -> Any:
+    from mlx_nb.client.cluster_view import show_cluster
+
+    return show_cluster(cluster)
+
+
 def _show_kv(pipe: "Pipe") -> Any:
     from mlx_nb.client.kv_view import LiveKV
 
@@ -173,7 +179,7 @@ _OPEN: dict[str, Callable[..., Any]] = {
     "kv": lambda pipe, _: _show_kv(pipe),
     "shapes": _show_shapes,
     "tokens": _show_tokens,
-    "cluster": lambda pipe, _: display(pipe.cluster.status()),
+    "cluster": lambda pipe, _: _show_cluster(pipe.cluster),
     "timeline": _show_timeline,
     "lens": _show_lens,
     "tensor": _show_tensor,

@@ -1,6 +1,7 @@
 """A free run on all ranks, seen from the notebook: events while it goes on, the ranks' account at its end."""
 
 import queue
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -15,6 +16,7 @@ from mlx_nb.shared.outcome import Outcome
 LOOK_S = 0.05
 INTERRUPTS, INTERRUPT_AGAIN_S = 10, 3.0
 LOST_EVERY_S = 0.5
+PAUSE_AGAIN_S = 0.5
 
 Event = dict[str, Any]
 
@@ -24,13 +26,27 @@ class FreeRun:
 
     Attributes:
         generation: What it has produced so far; filled while `pieces` is read.
+        run_id: The ranks' name for it.
         prefilled: Prompt tokens that have gone through all ranks.
         outcomes: The ranks' own account, rank 0 first, once it has ended.
     """
 
     def __init__(
-        self, remote: Remote, generation: Generation, submit: Callable[[OnEvent], list[Pending]]
+        self,
+        remote: Remote,
+        generation: Generation,
+        run_id: int,
+        submit: Callable[[OnEvent], list[Pending]],
+        go_on: Callable[[OnEvent, float], list[Pending]],
+        leave: Callable[[], object],
     ) -> None:
+        """`submit` begins it; `go_on` lets it go on after so many seconds' pause, and `leave` frees it there."""
+        self.run_id = run_id
+        self._go_on, self._leave = go_on, leave
+        self._pause, self._stop, self._asked = False, False, 0.0
+        self._known: list[Outcome] = []
+        self._changed = threading.Condition()
+        self._reading = False
         self.generation = generation
         self.generations = Generations([generation])
         self.prefilled = 0
@@ -49,6 +65,43 @@ class FreeRun:
         """As `BreakingRun.notes`: nothing, for it looks for nothing."""
         return []
 
+    # From a view or another thread -----------------------------------------------------------------
+
+    @property
+    def state(self) -> str:
+        """``waiting`` until its pieces are read, then ``running``, ``paused``, or how it has ended."""
+        return self.generation.state if self._reading or self.outcomes else "waiting"
+
+    in_cell = True
+    """Somebody waits for it, and the ranks answer nobody meanwhile."""
+
+    @property
+    def done(self) -> bool:
+        return self.generation.state not in ("running", "paused")
+
+    def pause(self, timeout_s: float = 10.0) -> "FreeRun":
+        """Stand still on every rank, after a chunk or a token at most; whoever reads the pieces waits meanwhile."""
+        with self._changed:
+            self._pause, self._asked = True, 0.0
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self.done or self.state == "paused", timeout_s)
+        return self
+
+    def resume(self) -> "FreeRun":
+        """Go on after a pause; does nothing if there was none."""
+        with self._changed:
+            self._pause = False
+            self._changed.notify_all()
+        return self
+
+    def stop(self) -> None:
+        """End it where it is paused; does nothing to one that runs, which the ranks' interrupt ends."""
+        with self._changed:
+            self._stop = True
+            self._changed.notify_all()
+
+    # Whoever waits for it --------------------------------------------------------------------------
+
     def pieces(self) -> Iterator[Piece | None]:
         """Pieces as they come; None when there is only progress to show.
 
@@ -58,10 +111,19 @@ class FreeRun:
             KeyboardInterrupt: The run was interrupted; the ranks have stopped by then.
             MlxNbError: It failed.
         """
+        self._reading = True
         self._say("running")
         try:
-            yield from self._streamed()
-            outcomes: list[Outcome] = self._remote.wait(self._pending)
+            while True:
+                yield from self._streamed()
+                outcomes = self._filled(self._remote.wait(self._pending))
+                if all(outcome.kind != "more" for outcome in outcomes):
+                    break
+                for event in self._waiting_events():
+                    if event["kind"] == "token":
+                        yield self._taken(event)
+                if not self._stand_still(outcomes):
+                    break
         except (KeyboardInterrupt, GeneratorExit):
             self._interrupt()
             raise
@@ -74,8 +136,39 @@ class FreeRun:
         self._settle(outcomes)
 
     def _say(self, state: str) -> None:
-        for generation in self.generations:
-            generation.state = state
+        with self._changed:
+            for generation in self.generations:
+                generation.state = state
+            self._changed.notify_all()
+
+    def _stand_still(self, outcomes: list[Outcome]) -> bool:
+        """Wait until it shall go on, and let it; False if it was stopped, and left."""
+        began, self._known = time.monotonic(), outcomes
+        self._say("paused")
+        while self._pause and not self._stop:
+            with self._changed:
+                self._changed.wait(LOOK_S)
+            if self._remote.ended or self._remote.lost():
+                self._remote.check()
+        if self._stop:
+            self._leave()
+            return False
+        self._say("running")
+        self._pending = self._go_on(self._take, time.monotonic() - began)
+        return True
+
+    def _filled(self, outcomes: list[Any]) -> list[Outcome]:
+        """What the ranks said last: one that had ended before a pause says nothing after it."""
+        if not self._known:
+            return outcomes
+        return [known if said is None else said for said, known in zip(outcomes, self._known, strict=True)]
+
+    def _ask_to_pause(self) -> None:
+        """Again and again while it is wanted: a rank that is between two calls hears nothing."""
+        if self._pause and time.monotonic() - self._asked > PAUSE_AGAIN_S:
+            self._asked = time.monotonic()
+            with suppress(TimeoutError):
+                self._remote.ask_to_pause()
 
     def wait_with(self, fill: Callable[[int, Outcome | None], Outcome]) -> Generation:
         """Read the run to its end; `fill` says what a rank that had ended before has to say."""
@@ -87,6 +180,7 @@ class FreeRun:
     def _streamed(self) -> Iterator[Piece | None]:
         looked = time.monotonic()
         while not any(one.done for one in self._pending):
+            self._ask_to_pause()
             try:
                 event = self._events.get(timeout=LOOK_S)
             except queue.Empty:
@@ -136,7 +230,10 @@ class FreeRun:
                 if not all(one.done for one in self._pending):
                     self._remote.interrupt()
                 with suppress(RankSilentError):
-                    return self._settle(self._remote.wait(self._pending, timeout_s=INTERRUPT_AGAIN_S))
+                    told = self._filled(self._remote.wait(self._pending, timeout_s=INTERRUPT_AGAIN_S))
+                    if any(outcome.kind == "more" for outcome in told):  # it was paused
+                        self._leave()
+                    return self._settle(told)
         except MlxNbError:
             return None  # a rank is lost or failed: the streamed pieces are what there is
 
@@ -145,7 +242,7 @@ class FreeRun:
             outcomes = [self._fill(rank, outcome) for rank, outcome in enumerate(outcomes)]
         self.outcomes = outcomes
         kinds = {outcome.kind for outcome in outcomes}
-        state = "interrupted" if "interrupted" in kinds else "finished"
+        state = "interrupted" if kinds & {"interrupted", "more"} else "finished"
         wall_s = time.monotonic() - self._began
         for place, generation in enumerate(self.generations):
             of_row = [outcome.of_row(place) for outcome in outcomes]

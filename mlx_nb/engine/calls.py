@@ -17,6 +17,7 @@ import psutil
 
 from mlx_nb.engine import events
 from mlx_nb.engine.interrupt import ON_THIS_RANK, interruptible, shelter
+from mlx_nb.engine.vitals import vitals
 from mlx_nb.shared.errors import MlxNbError, RunError
 from mlx_nb.shared.failure import Failure
 from mlx_nb.shared.ids import Rank
@@ -58,7 +59,7 @@ def memory() -> int:
     return psutil.Process().memory_info().rss
 
 
-CALLS: dict[str, Callable[..., Any]] = {"hello": hello, "ping": ping, "memory": memory}
+CALLS: dict[str, Callable[..., Any]] = {"hello": hello, "ping": ping, "memory": memory, "vitals": vitals}
 
 LISTENING = frozenset({"generate", "step", "finish", "advance"})
 """Calls that look at Ctrl-C themselves, and answer with how far they came."""
@@ -67,7 +68,7 @@ LISTENING = frozenset({"generate", "step", "finish", "advance"})
 def run(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Call a function of the table; what it raises comes back as a `Failure`."""
     events.restart_numbers()
-    ON_THIS_RANK.requested = False  # it was about a call before this one
+    ON_THIS_RANK.requested = ON_THIS_RANK.pause = False  # it was about a call before this one
     try:
         function = CALLS.get(name) or pipe_call(name)
         if function is None:

@@ -47,11 +47,13 @@ class Driver:
     def run_to_end(self, run: Run) -> Outcome:
         """Drive a run until it has finished, waiting for the other ranks inside this call.
 
-        An interrupt ends it with the state ``interrupted`` and all tokens so far.
+        An interrupt ends it with the state ``interrupted`` and all tokens so far. A pause lets it stand still
+        (``more``); this again goes on.
 
         Raises:
             MlxNbError: It failed; the other ranks have been told.
         """
+        run.clock.resume()
         _go_through(run)
         return self._drive(run, until=float("inf"))
 
@@ -81,6 +83,10 @@ class Driver:
                 while state is not None:
                     if self.interrupt.requested and not in_pieces:
                         return self._interrupted(run)
+                    if self.interrupt.pause and not in_pieces:
+                        run.clock.pause()
+                        run.wait_began = None  # the time until it goes on is nobody's silence
+                        return Outcome(kind="more", kv=run.kv_offsets(), **_text(run))
                     if self.interrupt.requested or time.monotonic() > until:
                         return Outcome(kind="more", kv=run.kv_offsets(), **_text(run))
                     if isinstance(state, Waiting):

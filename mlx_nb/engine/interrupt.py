@@ -24,10 +24,15 @@ def interruptible(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
 
 
 class Interrupt:
-    """Whether this rank has been asked to stop what it does."""
+    """Whether this rank has been asked to stop what it does.
+
+    Attributes:
+        requested: To end it.
+        pause: To let a free run stand still, so that it can go on later.
+    """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested = self.pause = False
         self._listening = False
 
     @contextmanager
@@ -45,7 +50,7 @@ class Interrupt:
         try:
             yield self
         finally:
-            self._listening = self.requested = False
+            self._listening = self.requested = self.pause = False
             signal.signal(signal.SIGINT, before)
 
 
@@ -74,7 +79,11 @@ def shelter(kernel: Any, border: Callable[..., Any]) -> None:
             if _may_raise(frame, border.__code__):
                 raise KeyboardInterrupt
 
+    def pause(_signal: int, _frame: FrameType | None) -> None:
+        ON_THIS_RANK.pause = True
+
     signal.signal(signal.SIGINT, handle)
+    signal.signal(signal.SIGUSR2, pause)  # which would end the process by default
     kernel.pre_handler_hook = kernel.post_handler_hook = lambda: None
 
 

@@ -173,11 +173,15 @@ def open_run(pipe_id: str, request: RunRequest) -> None:
     stage_of(pipe_id).open_run(request)
 
 
-def finish(pipe_id: str, run_id: int) -> Outcome | None:
-    """Let a stepped run go freely to its end; None where it has ended already. Called on all ranks."""
+def finish(pipe_id: str, run_id: int, paused_s: float = 0.0) -> Outcome | None:
+    """Let a stepped run, or one that was paused, go freely to its end; None where it has ended already.
+
+    Called on all ranks. `paused_s` is how long it stood still, because the user wanted so.
+    """
     stage = stage_of(pipe_id)
     if run_id not in stage.runs:
         return None
+    stage.run(run_id).leave_out(paused_s)
     with DRIVER.interrupt.listening():
         return _to_end(stage, stage.run(run_id))
 
@@ -215,7 +219,8 @@ def _to_end(stage: Stage, run: Run) -> Outcome:
         stage.close_run(run.request.run_id)
         raise
     offer(stage, run.kv)
-    stage.close_run(run.request.run_id)
+    if outcome.kind != "more":  # paused: it goes on with `finish`
+        stage.close_run(run.request.run_id)
     return outcome
 
 

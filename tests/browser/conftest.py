@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import re
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).parent
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def load(name: str) -> ModuleType:
@@ -26,24 +24,6 @@ def load(name: str) -> ModuleType:
         sys.modules[key] = module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     return sys.modules[key]
-
-
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[Any]:
-    """The browser; a missing one skips, unless everything is required."""
-    problem = None if CHROMIUM else "Chromium is missing. Type: apt-get install -y chromium"
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        problem = "Playwright is missing. Type: pip install 'mlx-nb[test]'"
-    if problem:
-        if os.environ.get("MLX_NB_REQUIRE") == "all":
-            pytest.fail(problem)
-        pytest.skip(problem)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
