@@ -16,7 +16,7 @@ from mlx_nb.shared.outcome import Outcome, Past
 from mlx_nb.shared.position import Position
 from mlx_nb.shared.sites import resolve_site
 from mlx_nb.shared.strides import Stride
-from mlx_nb.shared.text import format_size
+from mlx_nb.shared.text import format_count, format_size
 
 if TYPE_CHECKING:
     import threading
@@ -114,6 +114,55 @@ class GoingBack(Looking):
             self._trail.clear()
             self._stand_as(new_id, told)
             return self._arrive(self._go(Stride(name="token"), breaks=False))
+
+    def rewind(self, n: int = 1) -> Position:
+        """Stand at the start of a pass again: of this one, or of those before it for a larger `n`.
+
+        `back("token", n)`, whose cost `cost_of_rewind` tells before.
+
+        Raises:
+            OptionError: There are not so many passes.
+        """
+        return self.back("token", n)
+
+    def cost_of_rewind(self, n: int = 1) -> str:
+        """Where `rewind` would lead, and what has to be computed again for it, in words; nothing moves."""
+        with self._lock:
+            target, start = self._rewound(n)
+            if target < 0:
+                return f"there are not {n} passes before this place."
+            held = [set(past.passes) for past in self._pasts(self._request.run_id)]
+            begin = max((one for one in set.intersection(*held) if one <= target), default=0)
+            where = f"to the start of pass {target}" + (f" (token {start})" if start >= 0 else "")
+            again = target - begin
+            if not again:
+                return f"{where}; its start is remembered, so nothing is computed again."
+            return (
+                f"{where}; {format_count(again, 'pass', 'passes')} from pass {begin} on have to be run again."
+            )
+
+    def cost_of_fork(self) -> str:
+        """What `fork` would have to compute, in words; nothing moves."""
+        with self._lock:
+            held = [set(past.passes) for past in self._pasts(self._request.run_id)]
+            begin = max((one for one in set.intersection(*held) if one <= self.position.index), default=0)
+            again = format_count(self.position.index - begin + 1, "pass", "passes")
+            return f"{again} run again up to here, in a run of its own"
+
+    def _rewound(self, n: int) -> tuple[int, int]:
+        """The pass at whose start `rewind` ends, and its first token where it is known; -1 for none."""
+        here = self.position
+        index, before = here.index, (int(here.rank), here.tick or _LAST)
+        if here.kind == "end":
+            index, before = max(one.pass_index for one in self._ranks.values()), (self.pipe.num_ranks, 0)
+        while index >= 0:
+            stops = self._stops(index, Stride(name="token"))
+            found = [(0, 0, -1)] if stops is None else [one for one in stops if one[:2] < before]
+            if len(found) >= n:
+                return index, found[-n][2]
+            n -= len(found)
+            index, before = index - 1, (self.pipe.num_ranks, 0)
+        return -1, -1
 
     @property
     def reach(self) -> str:

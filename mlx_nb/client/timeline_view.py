@@ -4,13 +4,17 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_nb.client.current import current
 from mlx_nb.client.live_view import LiveView
+from mlx_nb.client.ticker import Ticker
 from mlx_nb.shared.errors import OptionError
 from mlx_nb.shared.text import first_words
 from mlx_nb.shared.timeline import Timeline
 
 if TYPE_CHECKING:
     from mlx_nb.client.pipe import Pipe
+    from mlx_nb.widgets.timeline_state import TimelineState
     from mlx_nb.widgets.view import Answer
+
+LOOK_S = 0.2
 
 MOST_SAVED = 17_000
 """So many spans fit into one answer to the page: 500 KiB."""
@@ -20,16 +24,15 @@ def show_timeline(timeline: Timeline | None, pipe: "Pipe | None" = None) -> Live
     """Show when every rank computed, sent and waited.
 
     Args:
-        timeline: Which; None takes that of the pipe's last run.
+        timeline: Which; None takes that of the pipe's last run, and then of every later one.
         pipe: Whose run it was, where that is known: its ranks' hosts and layers stand beside their lanes.
 
     Raises:
         OptionError: There is nothing to show.
     """
     from mlx_nb.widgets.timeline import TimelineView
-    from mlx_nb.widgets.timeline_state import pack_spans, timeline_state
 
-    last = pipe.last if pipe is not None else None
+    last, asked = pipe.last if pipe is not None else None, timeline
     timeline = timeline or (last.timeline if last is not None else None)
     if timeline is None or not timeline.spans:
         why = (
@@ -38,9 +41,46 @@ def show_timeline(timeline: Timeline | None, pipe: "Pipe | None" = None) -> Live
             else "The last run has no timeline: it was stepped, or has not ended."
         )
         raise OptionError(why, "Type: %mlx_generate What is the capital of France?")
+    if asked is None and pipe is not None:
+        return LastTimeline(pipe, timeline).live
+    state, packed = _drawn(timeline, pipe)
+    view = TimelineView(state, spans=packed)
+    return LiveView(view, {"window": lambda details: window(timeline, details)})
+
+
+class LastTimeline:
+    """The timeline of a pipe's last run, whichever that is by now: ranks tell theirs when a run has ended.
+
+    Attributes:
+        live: Its view.
+    """
+
+    def __init__(self, pipe: "Pipe", timeline: Timeline) -> None:
+        from mlx_nb.widgets.timeline import TimelineView
+
+        self._pipe, self._timeline = pipe, timeline
+        state, packed = _drawn(timeline, pipe)
+        self._ticker = Ticker(self._tick, "mlx_nb timeline view")
+        asks = {"window": lambda details: window(self._timeline, details)}
+        self.live = LiveView(TimelineView(state, spans=packed), asks, self._ticker.stop)
+
+    def _tick(self) -> float:
+        found = getattr(self._pipe.last, "timeline", None)
+        if found is not None and found is not self._timeline and found.spans:
+            self._timeline = found
+            state, packed = _drawn(found, self._pipe)
+            self.live.view.show(state, spans=packed)
+        return LOOK_S
+
+
+def _drawn(timeline: Timeline, pipe: "Pipe | None") -> "tuple[TimelineState, bytes]":
+    """What the view shows of a timeline, and its spans packed; beside the lanes stand hosts and layers, where known."""
+    from mlx_nb.widgets.timeline_state import pack_spans, timeline_state
+
     title = note = ""
     hosts: list[str] = []
     holds: list[str] = []
+    last = pipe.last if pipe is not None else None
     if pipe is not None and timeline.num_ranks == pipe.num_ranks:
         title = pipe.name
         hosts = [shard.host for shard in pipe.plan.shards]
@@ -48,9 +88,7 @@ def show_timeline(timeline: Timeline | None, pipe: "Pipe | None" = None) -> Live
         if last is not None and last.timeline is timeline:
             said = f": “{first_words(last.text, 60)}”" if last.text else ""
             note = f"{len(last.prompt_ids)} tokens of prompt, {len(last.token_ids)} generated{said}"
-    packed, _ = pack_spans(timeline)
-    view = TimelineView(timeline_state(timeline, title, note, hosts, holds), spans=packed)
-    return LiveView(view, {"window": lambda details: window(timeline, details)})
+    return timeline_state(timeline, title, note, hosts, holds), pack_spans(timeline)[0]
 
 
 def window(timeline: Timeline, details: dict[str, Any]) -> "Answer":

@@ -95,13 +95,13 @@ def format_number(value: float) -> str:
     return f"{value:.2f}" if size >= 0.01 else f"{value:.4f}"
 
 
-def format_count(count: int, noun: str) -> str:
+def format_count(count: int, noun: str, plural: str = "") -> str:
     """A count with its noun.
 
-    >>> format_count(1, "token"), format_count(1200, "token")
-    ('1 token', '1,200 tokens')
+    >>> format_count(1, "token"), format_count(1200, "token"), format_count(2, "pass", "passes")
+    ('1 token', '1,200 tokens', '2 passes')
     """
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
 
 
 def format_duration(seconds: float) -> str:

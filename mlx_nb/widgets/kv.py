@@ -1,7 +1,8 @@
 """The KV cache's view: what every rank's layers hold, and the norms of one layer's keys or values.
 
 view = KVView(state, norms=…)
-view.on_ask(answer)     # "choose": a layer's buffer; "trim": cut the last tokens off; "refresh"
+view.on_ask(answer)     # "choose": a layer's buffer; "cost", "trim", "rewind": of so many tokens;
+                        # "fork", "pause", "resume", "refresh"
 """
 
 from typing import Any, ClassVar
@@ -30,6 +31,8 @@ class KVView(View):
         "rows": [],  # layers of a rank that read the same: the columns of the table, and what the bar is drawn from
         "chosen": {"layer": -1, "buffer": "", "heads": 0, "positions": [], "names": [], "ring": False},
         "trim": {"most": 0, "why": ""},  # so many tokens can be cut off; or why none
+        "rewind": {"can": False, "why": ""},  # whether a run stands that can go back and fork
+        "run": {"status": "", "pause": False, "resume": False},  # what goes on
         "sentence": "",
         "text": "",
     }

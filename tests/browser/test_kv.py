@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mlx_nb.widgets.kv import KVView
+from mlx_nb.widgets.view import Answer
 
 pytestmark = pytest.mark.browser
 
@@ -68,7 +69,50 @@ def test_keys_rows_and_bars_speak(open_widget):
     view.button("0–14").click()
     view.page.get_by_label("Tokens to cut off").fill("3")
     view.button("Trim").click()
+    view.button("Rewind").click(force=True)  # nothing is stepped: it does nothing
     view.settle()
-    assert asked == [("choose", {"layer": 0, "buffer": "keys"}), ("trim", {"count": 3})]
+    assert [one for one in asked if one[0] != "cost"] == [
+        ("choose", {"layer": 0, "buffer": "keys"}),
+        ("trim", {"count": 3}),
+    ]
     view.page.evaluate("cleanup()")
     assert view.page.evaluate("window.listeners()") == 0
+
+
+def test_going_back_says_what_it_costs_before_and_a_run_can_pause(open_widget):
+    view = open_widget(make())
+    asked = []
+
+    def answer(what, details):
+        asked.append((what, details))
+        if what == "cost":
+            back = f"Rewind: to the start of pass {9 - details['count']}; nothing is computed again."
+            return Answer(
+                {"trim": "Trim: 43 → 42 tokens.", "rewind": back, "fork": "Fork: 1 pass run again."}
+            )
+        return None
+
+    view.widget.on_ask(answer)
+    state = {
+        **view.widget.state,
+        "rewind": {"can": True, "why": ""},
+        "run": {"status": "stopped", "pause": False, "resume": False},
+    }
+    view.widget.show({**state, "sequence": 0})
+    view.settle()
+    cost = view.page.locator(".mk-cost")
+    assert "to the start of pass 8" in cost.inner_text()
+    view.page.get_by_label("Tokens to cut off").fill("3")
+    view.settle()
+    view.wait_for(lambda: "to the start of pass 6" in cost.inner_text())
+    view.root.focus()
+    view.page.keyboard.press("w")
+    view.page.keyboard.press("f")
+    view.settle()
+    assert [one for one in asked if one[0] != "cost"] == [("rewind", {"count": 3}), ("fork", {})]
+    view.widget.show({**state, "sequence": 0, "run": {"status": "running", "pause": True, "resume": False}})
+    view.flush()
+    view.button("Pause").click()
+    view.settle()
+    assert asked[-1] == ("pause", {})
+    assert cost.inner_text() == ""

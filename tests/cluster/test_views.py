@@ -1,5 +1,6 @@
 """The views over real ranks: what they show is what the ranks hold, and little of it travels."""
 
+import threading
 import time
 from collections.abc import Iterator
 
@@ -211,3 +212,74 @@ def test_plans_shapes_and_tokens_open_by_name(pipe2: Pipe, capsys: pytest.Captur
     ):
         show_view(pipe2, name, argument)
         assert said in capsys.readouterr().out
+
+
+def test_the_kv_view_follows_a_stepper_and_goes_back_for_what_it_said(pipe2: Pipe) -> None:
+    with pipe2.debug("What is the capital of France?", max_tokens=6) as dbg:
+        live = show_view(pipe2, "kv")
+        dbg.token(3)
+        fed = dbg.position.start
+        until(lambda: {row["offset"] for row in live.view.state["rows"]} == {str(fed)})
+        here = dbg.position
+        cost = live._cost({"count": 2}).content
+        assert "to the start of pass 1 (token 37); its start is remembered" in cost["rewind"]
+        assert f"{fed} → {fed - 2} tokens" in cost["trim"]
+        assert "1 pass run again" in cost["fork"]
+
+        live._fork({})
+        (other,) = live.forks
+        assert other.position.where == here.where == dbg.position.where
+        other.token()
+        assert dbg.position is here
+        other.close()
+
+        live._rewind({"count": 2})
+        assert dbg.position.where == "decode 37:38 · rank 0 · model.embed_tokens.input"
+        assert {row["offset"] for row in live.view.state["rows"]} == {"37"}
+        live._trim({"count": 4})
+        assert dbg.position.start == 33
+        assert "there are not 9 passes" in live._cost({"count": 9}).content["rewind"]
+
+
+def test_the_kv_view_follows_runs_and_pause_shows_what_a_running_one_holds(pipe2: Pipe) -> None:
+    pipe2.generate("What is the capital of France?", max_tokens=3)
+    live = show_view(pipe2, "kv")
+    run = pipe2.start("Once upon a time there was", raw=True, max_tokens=25)
+    offsets = set()
+    until(lambda: offsets.add(live.view.state["rows"][0]["offset"]) or run.done)
+    assert len(offsets) > 2  # the ranks answer in between
+    until(lambda: live.view.state["rows"][0]["offset"] == str(len(run.gen.prompt_ids) + 24))
+
+    thread = threading.Thread(target=lambda: pipe2.generate("Once upon a time", raw=True, max_tokens=40))
+    thread.start()
+    until(
+        lambda: (
+            live.view.state["run"]["status"] == "running" and "As of before" in live.view.state["sentence"]
+        )
+    )
+    with pytest.raises(OptionError, match="Press Pause"):
+        live._choose({"layer": 3})
+    live._pause({})
+    assert live.view.state["run"] == {"status": "paused", "pause": False, "resume": True}
+    held = int(live.view.state["rows"][0]["offset"])
+    assert abs(held - len(pipe2.last.prompt_ids) - len(pipe2.last.token_ids)) <= 1
+    live._choose({"layer": 3})
+    assert live.view.norms
+    live._resume({})
+    thread.join(30)
+    assert len(pipe2.last.token_ids) == 40
+    until(lambda: live.view.state["rows"][0]["offset"] == str(len(pipe2.last.prompt_ids) + 39))
+
+
+def test_the_timeline_of_the_last_run_is_that_of_the_next_one_too(pipe2: Pipe) -> None:
+    pipe2.generate("What is the capital of France?", max_tokens=2)
+    live = show_view(pipe2, "timeline")
+    fixed = show_view(pipe2, "timeline", pipe2.last)
+    assert "2 generated" in live.view.state["note"]
+
+    pipe2.generate("What is the capital of France?", max_tokens=4)
+
+    until(lambda: "4 generated" in live.view.state["note"])
+    assert "2 generated" in fixed.view.state["note"]
+    whole = {"begin_s": 0, "end_s": 100, "whole": True}
+    assert len(live._asks["window"](whole).buffers[0]) > len(fixed._asks["window"](whole).buffers[0])

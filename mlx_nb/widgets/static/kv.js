@@ -1,14 +1,19 @@
 /**
  * The KV cache's view: a row for the layers of a rank that read the same, and the norms of the chosen one.
  *
- *   to Python:    {kind: "ask", what: "choose", details: {layer, buffer}}   "trim" {count}   "refresh" {}
+ *   to Python:    {kind: "ask", what: "choose", details: {layer, buffer}}   "cost", "trim", "rewind" {count}
+ *                 "fork", "pause", "resume", "refresh" {}
  *   from Python:  the traits state and norms
  */
 
 import { h, setText, ZERO, colour, formatNumber, floatsOf, isPageKey, frame } from "./view.js";
 
 const HEADS = ["rank", "layers", "class", "offset", "capacity", "", "used/held", ""];
-const TIPS = { offset: "Tokens that have gone through it", capacity: "Positions that fit before it grows or turns", "used/held": "Bytes in use, and bytes that are held" };
+const TIPS = {
+  rewind: "Stand at the start of an earlier pass again, in the run that is stepped",
+  fork: "A second run from here on, which goes its own way",
+  offset: "Tokens that have gone through it", capacity: "Positions that fit before it grows or turns", "used/held": "Bytes in use, and bytes that are held",
+};
 
 /** @param {{model: import("./view.js").Model, el: HTMLElement}} context @returns {() => void} */
 function render(context) {
@@ -23,17 +28,22 @@ function render(context) {
   const headline = h("div.mk-headline", { role: "alert", hidden: true });
   const head = h("tr", {}, ...HEADS.map((name) => h("th", { scope: "col", title: TIPS[name] }, name)));
   const rows = h("tbody");
-  const count = /** @type {HTMLInputElement} */ (h("input.mk-count", { type: "number", min: 1, value: 1, "aria-label": "Tokens to cut off" }));
+  const count = /** @type {HTMLInputElement} */ (h("input.mk-count", { type: "number", min: 1, value: 1, "aria-label": "Tokens to cut off or to go back" }));
   const trim = view.button("Trim", { key: "t", title: "Cut the last tokens off every layer on every rank; nothing is computed" }, () => cut());
   const refresh = view.button("↻", { key: "r", icon: true, label: "Refresh", title: "Look again (r)" }, () => view.ask("refresh"));
-  view.buttons.append(h("span.mv-set", {}, count, trim), refresh);
+  const rewind = view.button("Rewind", { key: "w", title: TIPS.rewind }, () => back());
+  const fork = view.button("Fork", { key: "f", title: TIPS.fork }, () => split());
+  const pause = view.button("Pause", { key: "p", title: "Let the run stand still after a token or a chunk, and look at what it holds" }, () => view.ask("pause"));
+  const resume = view.button("Go on", { key: "p", title: "Let the run go on" }, () => view.ask("resume"));
+  view.buttons.append(h("span.mv-set", {}, pause, resume), h("span.mv-set", {}, count, h("span.mk-unit", { "aria-hidden": true }, "tokens"), trim, rewind, fork), refresh);
+  const cost = h("div.mk-cost", { role: "status", "aria-live": "polite" });
   const names = h("span.mk-names");
   const order = view.button("", { key: "o", title: "A ring overwrites its oldest positions: as they follow each other, or as they lie in memory" }, () => turn());
   const canvas = /** @type {HTMLCanvasElement} */ (h("canvas.mk-canvas", { role: "img", tabindex: 0 }));
   const readout = h("div.mk-readout.mv-mono", { role: "status", "aria-live": "polite" });
   const legend = h("div.mv-legend");
   const norm = h("div.mv-row.mk-norms", { hidden: true }, h("div.mk-bar-top", {}, names, order), canvas, h("div.mk-below", {}, readout, legend));
-  view.body.append(headline, h("div.mv-row.mk-scroll", {}, h("table.mk-table", {}, h("thead", {}, head), rows)), norm);
+  view.body.append(cost, headline, h("div.mv-row.mk-scroll", {}, h("table.mk-table", {}, h("thead", {}, head), rows)), norm);
 
   /** @param {any} next */
   function draw(next) {
@@ -48,8 +58,20 @@ function render(context) {
     if (focus) /** @type {HTMLElement|undefined} */ ([...rows.querySelectorAll("button")].find((node) => node.textContent === focus))?.focus();
     trim.setAttribute("aria-disabled", String(!state.trim.most));
     trim.setAttribute("title", state.trim.why || "Cut the last tokens off every layer on every rank; nothing is computed");
-    count.max = String(state.trim.most);
+    count.max = String(Math.max(state.trim.most, 1));
+    for (const [node, tip] of /** @type {[HTMLElement, string][]} */ ([[rewind, TIPS.rewind], [fork, TIPS.fork]])) {
+      node.setAttribute("aria-disabled", String(!state.rewind.can));
+      node.setAttribute("title", state.rewind.why || tip);
+    }
+    view.pill.hidden = !state.run.status;
+    setText(view.pill, state.run.status);
+    view.pill.className = `mv-pill ${state.run.status === "paused" ? "stopped" : state.run.status}`;
+    const focused = document.activeElement;
+    pause.hidden = !state.run.pause;
+    resume.hidden = !state.run.resume;
+    if (/** @type {HTMLElement} */ (focused)?.hidden && (focused === pause || focused === resume)) view.root.focus();
     drawNorms();
+    drawCost();
   }
 
   /** @param {any} one */
@@ -77,6 +99,28 @@ function render(context) {
   function cut() {
     if (state.trim.most) view.ask("trim", { count: Number(count.value) || 0 });
   }
+
+  function back() {
+    if (state.rewind.can) view.ask("rewind", { count: Number(count.value) || 0 });
+  }
+
+  function split() {
+    if (state.rewind.can) view.ask("fork");
+  }
+
+  /** What each of them would cost, before it is done; asked again only when it can be another. */
+  let told = "";
+  async function drawCost() {
+    const about = JSON.stringify([count.value, state.trim, state.rewind, state.run, state.note]);
+    if (about === told) return;
+    told = about;
+    if (state.run.status === "running" || (!state.trim.most && !state.rewind.can)) return setText(cost, "");
+    const found = await view.ask("cost", { count: Number(count.value) || 0 });
+    if (!found || about !== told) return;
+    const { trim: a, rewind: b, fork: c } = found.content;
+    cost.replaceChildren(...[a, b, c].filter(Boolean).map((text) => h("div", {}, text)));
+  }
+  count.addEventListener("input", () => drawCost(), { signal });
 
   function turn() {
     logical = !logical;
@@ -147,6 +191,10 @@ function render(context) {
       at = { head: Math.max(0, Math.min(state.chosen.heads - 1, at.head + down)), place: Math.max(0, Math.min(state.chosen.positions.length - 1, at.place + across)) };
       drawReadout();
     } else if (event.key === "t") cut();
+    else if (event.key === "w") back();
+    else if (event.key === "f") split();
+    else if (event.key === "p" && state.run.pause) view.ask("pause");
+    else if (event.key === "p" && state.run.resume) view.ask("resume");
     else if (event.key === "r") view.ask("refresh");
     else if (event.key === "o" && !order.hidden) turn();
     else return;
