@@ -158,10 +158,14 @@ class FreeRun:
         return True
 
     def _filled(self, outcomes: list[Any]) -> list[Outcome]:
-        """What the ranks said last: one that had ended before a pause says nothing after it."""
-        if not self._known:
-            return outcomes
-        return [known if said is None else said for said, known in zip(outcomes, self._known, strict=True)]
+        """What the ranks said last: one that had ended before says nothing now."""
+        if self._known:
+            return [
+                known if said is None else said for said, known in zip(outcomes, self._known, strict=True)
+            ]
+        if self._fill is not None:
+            return [self._fill(rank, outcome) for rank, outcome in enumerate(outcomes)]
+        return outcomes
 
     def _ask_to_pause(self) -> None:
         """Again and again while it is wanted: a rank that is between two calls hears nothing."""
@@ -238,8 +242,6 @@ class FreeRun:
             return None  # a rank is lost or failed: the streamed pieces are what there is
 
     def _settle(self, outcomes: list[Outcome]) -> None:
-        if self._fill is not None:
-            outcomes = [self._fill(rank, outcome) for rank, outcome in enumerate(outcomes)]
         self.outcomes = outcomes
         kinds = {outcome.kind for outcome in outcomes}
         state = "interrupted" if kinds & {"interrupted", "more"} else "finished"
