@@ -1,6 +1,6 @@
 """A pipe's breakpoints, as the notebook holds them: a list with a table, and a handle for each."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -97,6 +97,8 @@ class Breakpoints(Sequence[Breakpoint]):
         self._pipe = pipe
         self._all: dict[int, Break] = {}
         self._last = 0
+        self.listeners: list[Callable[[], None]] = []
+        """Called when the user has added, changed or deleted one, not for every hit."""
 
     def add(
         self,
@@ -131,6 +133,7 @@ class Breakpoints(Sequence[Breakpoint]):
         )
         self._last += 1
         self._all[made.number] = made
+        self._tell()
         return Breakpoint(self, made.number)
 
     def armed(self) -> tuple[Break, ...]:
@@ -176,6 +179,7 @@ class Breakpoints(Sequence[Breakpoint]):
             ignore=one.ignore if ignore is None else ignore,
             enabled=one.enabled if enabled is None else enabled,
         )
+        self._tell()
 
     def delete(self, number: int | None = None, *, missing_ok: bool = False) -> None:
         """Take one away, or all.
@@ -188,6 +192,11 @@ class Breakpoints(Sequence[Breakpoint]):
         elif not missing_ok or number in self._all:
             self.find(number)
             del self._all[number]
+        self._tell()
+
+    def _tell(self) -> None:
+        for listener in list(self.listeners):
+            listener()
 
     clear = delete
 

@@ -33,6 +33,8 @@ class LiveStepper:
         self.view: StepperView = StepperView(state=stepper_state(dbg), preview=dbg.preview)
         self.view.on_action(self._act)
         self.view.on_interrupt(dbg.interrupt)
+        self.view.on_ask(self._set_breakpoint)
+        dbg.pipe.breakpoints.listeners.append(self._breaks_changed)
         dbg.listeners.append(self._changed)
         self._handle = display(self.view, display_id=True)
         register(self)
@@ -52,6 +54,19 @@ class LiveStepper:
         self.freeze()
         return None
 
+    def _set_breakpoint(self, _what: str, details: dict[str, Any]) -> None:
+        """A click at a layer or a module, or in the list: the page names a breakpoint's number, or a site for a new one."""
+        breakpoints = self.dbg.pipe.breakpoints
+        if (number := details.get("number")) is None:
+            self.dbg.pipe.break_at(details.get("site"), when=details.get("when") or None)
+        elif (enabled := details.get("enabled")) is None:
+            breakpoints.delete(number, missing_ok=True)
+        else:
+            breakpoints.change(number, enabled=bool(enabled))
+
+    def _breaks_changed(self) -> None:
+        self.view.show(stepper_state(self.dbg), self.dbg.preview)
+
     def _changed(self, dbg: "Debugger") -> None:
         self.view.show(stepper_state(dbg), dbg.preview)
         if not dbg.running and not dbg.done:
@@ -63,6 +78,8 @@ class LiveStepper:
         """Put the picture in the widget's place."""
         if self._changed in self.dbg.listeners:
             self.dbg.listeners.remove(self._changed)
+        if self._breaks_changed in self.dbg.pipe.breakpoints.listeners:
+            self.dbg.pipe.breakpoints.listeners.remove(self._breaks_changed)
         forget(self)
         self._thread.shutdown(wait=False)
         if self._handle is not None:

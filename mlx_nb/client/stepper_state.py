@@ -1,10 +1,9 @@
 """From a debugger to what the stepper's view shows. Pure data in, pure data out; no rank is asked."""
 
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 from mlx_nb.client.sentences import sentence_for
-from mlx_nb.shared.attention import is_attention
+from mlx_nb.client.stepper_details import after_layers, break_rows, breaks_of_layers, kv_rows, module_rows
 from mlx_nb.shared.ids import Rank
 from mlx_nb.shared.outcome import Outcome
 from mlx_nb.shared.plan import Shard
@@ -22,10 +21,9 @@ from mlx_nb.shared.text import (
 )
 from mlx_nb.shared.view_state import (
     ArgumentRow,
-    KVRow,
     Lane,
+    LayerBreaks,
     LayerCell,
-    ModuleRow,
     NumberCell,
     SourceLine,
     SourcePane,
@@ -67,8 +65,9 @@ def stepper_state(dbg: "Debugger") -> StepperState:
         preview_note=_preview_note(dbg),
         source=_source(position),
         sentence=_sentence(dbg),
-        modules=_modules(dbg),
-        kv=_kv(dbg),
+        modules=module_rows(dbg),
+        kv=kv_rows(dbg),
+        breakpoints=break_rows(dbg),
         text="" if dbg.running else str(position),
         error="",
     )
@@ -135,8 +134,9 @@ def _tokens(dbg: "Debugger") -> list[TokenCell]:
 def _lane(dbg: "Debugger", rank: int) -> Lane:
     position, shard = dbg.position, dbg.pipe.plan.shards[rank]
     outcome = dbg.ranks.get(Rank(rank))
+    breaks = breaks_of_layers(dbg)
     if dbg.running:
-        return _running_lane(shard, outcome)
+        return _running_lane(shard, outcome, breaks)
     here = outcome is not None and outcome.pass_index == position.index
     written = {row.layer for row in outcome.kv if row.written} if outcome and (here or dbg.done) else set()
     counted = {row.layer for row in outcome.kv} if outcome else set(shard.layers)
@@ -147,7 +147,12 @@ def _lane(dbg: "Debugger", rank: int) -> Lane:
         current = stage == "here" and position.layer == layer and position.kind not in ("send", "recv", "end")
         kv = "written" if layer in written else "pending" if layer in counted or not outcome else "none"
         cells.append(
-            LayerCell(layer=layer, state="current" if current else "done" if done else "pending", kv=kv)
+            LayerCell(
+                layer=layer,
+                state="current" if current else "done" if done else "pending",
+                kv=kv,
+                **breaks[layer],
+            )
         )
     status = "finished" if dbg.done else "stopped" if stage == "here" else "waits"
     if _status(dbg) in ("closed", "ended"):
@@ -167,7 +172,7 @@ def _lane(dbg: "Debugger", rank: int) -> Lane:
     )
 
 
-def _running_lane(shard: Shard, outcome: Outcome | None) -> Lane:
+def _running_lane(shard: Shard, outcome: Outcome | None, breaks: list[LayerBreaks]) -> Lane:
     """A rank that moves: what its KV caches held when it last told, and nothing of where it is."""
     offsets = [row.offset for row in outcome.kv if row.offset >= 0] if outcome else []
     return Lane(
@@ -178,7 +183,9 @@ def _running_lane(shard: Shard, outcome: Outcome | None) -> Lane:
         note=f"{min(offsets)} written" if offsets else "",
         embed="pending" if shard.is_first else None,
         head="pending" if shard.is_last else None,
-        layers=[LayerCell(layer=layer, state="pending", kv="none") for layer in shard.layers],
+        layers=[
+            LayerCell(layer=layer, state="pending", kv="none", **breaks[layer]) for layer in shard.layers
+        ],
     )
 
 
@@ -197,28 +204,17 @@ def _is_done(dbg: "Debugger", layer: int) -> bool:
         return False
     if position.layer >= 0:
         return layer < position.layer
-    return _after_layers(dbg)
-
-
-def _after_layers(dbg: "Debugger") -> bool:
-    """Outside every layer: past them (norm, head) or before them (embedding)?"""
-    order = dbg.pipe.shards[0].order
-    position = dbg.position
-    if position.kind == "output" and any(path.startswith(f"{position.module}.") for path in dbg.layer_paths):
-        return True  # a module around the layers is left after them
-    if position.module not in order:
-        return position.kind == "output"
-    return order.index(position.module) > order.index(dbg.layer_paths[-1])
+    return after_layers(dbg)
 
 
 def _edge(dbg: "Debugger", stage: str, *, before: bool) -> str:
     if stage != "here":
         return stage
     position = dbg.position
-    past = position.layer >= 0 or position.kind in ("send", "recv") or _after_layers(dbg)
+    past = position.layer >= 0 or position.kind in ("send", "recv") or after_layers(dbg)
     if before:
         return "done" if past else "current"
-    return "current" if position.layer < 0 and position.kind != "recv" and _after_layers(dbg) else "pending"
+    return "current" if position.layer < 0 and position.kind != "recv" and after_layers(dbg) else "pending"
 
 
 def _wire(dbg: "Debugger", rank: int) -> Wire:
@@ -306,47 +302,6 @@ def _source(position: Position) -> SourcePane | None:
             f"{frame.class_name} {name}" if name.isdigit() else frame.class_name if len(crumbs) < 2 else name
         )
     return SourcePane(title=source.function, file=source.file, breadcrumb=crumbs, lines=lines)
-
-
-def _modules(dbg: "Debugger") -> list[ModuleRow]:
-    """The module tree of the layer where the run stands, in the order in which it is called."""
-    position = dbg.position
-    if position.layer < 0 or not position.stack:
-        return []
-    first = dbg.pipe.shards[0]
-    root = first.layer_paths[position.layer]
-    names = dict(first.modules)
-    inside = [path for path in first.order if path == root or path.startswith(f"{root}.")]
-    on_stack = {frame.path for frame in position.stack}
-    here = inside.index(position.module) if position.module in inside else -1
-    rows = []
-    for place, path in enumerate(inside):
-        if is_attention(path):
-            continue
-        left = position.kind == "output" and path.startswith(f"{position.module}.")
-        state = "current" if path in on_stack else "done" if place < here or left else "pending"
-        depth = path.count(".") - root.count(".")
-        short = path.rpartition(".")[2] if depth else short_spelling(path, first.layer_paths)
-        rows.append(ModuleRow(path=short, class_name=names.get(path, ""), depth=depth, state=state))
-    return rows
-
-
-def _kv(dbg: "Debugger") -> list[KVRow]:
-    """Consecutive layers of a rank that read the same, in one row."""
-    rows = []
-    for rank, outcome in sorted(dbg.ranks.items()):
-        here = outcome.pass_index == dbg.position.index or dbg.done
-
-        def reads(kv: object, here: bool = here) -> tuple[str, int, str]:
-            written = "written" if getattr(kv, "written", False) and here else "pending"
-            return getattr(kv, "class_name", ""), getattr(kv, "offset", 0), written
-
-        for (name, offset, state), group in groupby(outcome.kv, key=reads):
-            layers = [kv.layer for kv in group]
-            span = f"{layers[0]}–{layers[-1]}" if len(layers) > 1 else str(layers[0])
-            count = str(offset) if offset >= 0 else "–"
-            rows.append(KVRow(rank=rank, layers=span, class_name=name, offset=count, state=state))
-    return rows
 
 
 def _number(value: float, *, whole: bool) -> str:

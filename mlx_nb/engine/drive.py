@@ -137,7 +137,13 @@ class Driver:
             picture = picture_of(array) if array is not None else b""
             position = position_of(run, state)
             return Outcome(
-                kind="stop", position=position, preview=picture, kv=position.kv, **left, **_text(run)
+                kind="stop",
+                position=position,
+                preview=picture,
+                shapes=_shapes(run, state) if preview else (),
+                kv=position.kv,
+                **left,
+                **_text(run),
             )
         run.stop = None
         if isinstance(state, PassEnded):
@@ -203,6 +209,16 @@ class Driver:
             return
         run.state = "failed"
         run.stage.transport.abort(run.request.run_id, f"Rank {run.stage.rank} gave the run up: {reason}")
+
+
+def _shapes(run: Run, stop: Stop) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """What the view's module tree shows: the layer of a stop, and what lies outside all layers."""
+    assert run.probe is not None  # it stands at a stop
+    stage = run.stage
+    here = {-1, stage.layer_inside(stop.event.module)}
+    return tuple(
+        (path, shape) for path, shape in run.probe.shapes.items() if stage.layer_inside(path) in here
+    )
 
 
 def _go_through(run: Run) -> None:

@@ -34,6 +34,9 @@ class Probe:
     It is mute on a rank until the rank's part of the pass begins and after it has been sent on: what
     runs lazily there (the embedding on rank 1, the norm on rank 0) is not computed, so there is
     nothing to see.
+
+    Attributes:
+        shapes: What each module has returned in this pass, by its path: the shape of the first array.
     """
 
     def __init__(self, run: "Run", *, keeps_past: bool = True) -> None:
@@ -49,6 +52,7 @@ class Probe:
         self._careful_pass = -1
         self._hasty = self._gathers = False
         self._gathered = Gathered()
+        self.shapes: dict[str, tuple[int, ...]] = {}
         self._inner: list[str] = []
         self._stack: list[Frame] = []
         self._calls: Counter[str] = Counter()
@@ -80,6 +84,7 @@ class Probe:
         self._stack.clear()
         self._calls.clear()
         self._gathered.clear()
+        self.shapes.clear()
         self._inner.clear()
         self._ticks = 0
         self._open = self.run.stage.shard.is_first
@@ -144,6 +149,7 @@ class Probe:
             if self._open and self._hasty:
                 self._returned(path, depth, number, layer, value)
             elif self._open:
+                self._note_shape(path, value)
                 frame = calling_frame(sys._getframe(1))
                 leaving = self._event(OUTPUT, path, depth, number, layer)
                 stop = Stop(event=leaving, kwargs={}, value=value, module=module, frame=frame, inputs=given)
@@ -174,11 +180,18 @@ class Probe:
 
     def _returned(self, path: str, depth: int, number: int, layer: int, value: Any) -> None:
         """A module has returned, and nothing stops here."""
+        self._note_shape(path, value)
         self._log_row(OUTPUT, path, depth, number, layer)
         if self._gathers and not self.run.past_its_use:
             self._gathered.add(value)
             if not self._gathered:
                 self._sure = self._ticks  # it was time to look, and all is well
+
+    def _note_shape(self, path: str, value: Any) -> None:
+        """Keep what a module returned as a shape: the first array's, which costs nothing."""
+        array = value if isinstance(value, mx.array) else next(iter(arrays_in(value)), None)
+        if array is not None:
+            self.shapes[path] = array.shape
 
     def attend(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call of the attention function, by the innermost module: what is in it, where somebody wants to see."""

@@ -30,6 +30,7 @@ class Outcome:
         breaks: The breakpoints, with their counts.
         position: Where it stands.
         preview: A small picture of the value there, packed as `shared/preview.py` says.
+        shapes: With the preview: what the modules of this layer, and those outside all layers, have returned in this pass.
         pass_index: The pass that the rank is in or has just ended, from 0.
         kv: The KV caches of this rank's layers.
         token_ids: The tokens generated so far.
@@ -49,6 +50,7 @@ class Outcome:
     breaks: tuple[Break, ...] = ()
     position: Position | None = None
     preview: bytes = b""
+    shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
     pass_index: int = -1
     kv: tuple[KVOffset, ...] = ()
     token_ids: tuple[int, ...] = ()

@@ -22,7 +22,14 @@ class TokenCell(TypedDict):
     more: NotRequired[int]
 
 
-class LayerCell(TypedDict):
+class LayerBreaks(TypedDict, total=False):
+    """`breakpoint` is the number of one at the layer's own entry or exit, 0 for none; `within`: there is one inside."""
+
+    breakpoint: int
+    within: bool
+
+
+class LayerCell(LayerBreaks):
     """One layer in a lane: `state` is done, current or pending; `kv` is written, pending or none."""
 
     layer: int
@@ -89,15 +96,22 @@ class SourcePane(TypedDict):
 
 
 class ModuleRow(TypedDict):
-    """One row of the folded module tree of the layer where the run stands.
+    """One row of the folded module tree: a module, or the layers `first` to `last` that are not unfolded.
 
-    `path` is printed as it is, indented by `depth`; `state` is done, current or pending.
+    `path` is printed as it is, indented by `depth`; `state` is done, current or pending. `shape` is what the
+    module has returned in this pass, empty before. `site` is where a breakpoint stops before it, and
+    `breakpoint` the number of one at its entry or exit.
     """
 
     path: str
     class_name: str
     depth: int
     state: str
+    shape: NotRequired[str]
+    site: NotRequired[str]
+    breakpoint: NotRequired[int]
+    first: NotRequired[int]
+    last: NotRequired[int]
 
 
 class KVRow(TypedDict):
@@ -108,6 +122,16 @@ class KVRow(TypedDict):
     class_name: str
     offset: str
     state: str
+
+
+class BreakRow(TypedDict):
+    """One row of the folded list of breakpoints."""
+
+    number: int
+    site: str
+    condition: str
+    hits: int
+    enabled: bool
 
 
 class StepperState(TypedDict):
@@ -143,6 +167,7 @@ class StepperState(TypedDict):
     sentence: str
     modules: list[ModuleRow]
     kv: list[KVRow]
+    breakpoints: list[BreakRow]
     text: str
     error: str
 
@@ -171,6 +196,7 @@ def empty_state() -> StepperState:
         sentence="",
         modules=[],
         kv=[],
+        breakpoints=[],
         text="",
         error="",
     )

@@ -124,6 +124,14 @@ def group(layers: list[LayerCell]) -> Iterator[tuple[int, int, str, str]]:
         yield part[0]["layer"], part[-1]["layer"], state, part[0]["kv"] if len(kinds) == 1 else "part"
 
 
+def _break_class(layers: list[LayerCell], first: int, last: int) -> str:
+    """How a cell shows breakpoints: at a layer of it, or inside one."""
+    held = [layer for layer in layers if first <= layer["layer"] <= last]
+    if any(layer.get("breakpoint") for layer in held):
+        return ".brk"
+    return ".brk-in" if any(layer.get("within") for layer in held) else ""
+
+
 def _layers(first: int, last: int) -> str:
     return f"layer {first}" if first == last else f"layers {first}–{last}"
 
@@ -161,7 +169,7 @@ def _lane(lane: Lane) -> Markup:
     groups = list(group(lane["layers"]))
     cells = [
         tag(
-            f"span.ms-cell.{state}.kv-{kv}",
+            f"span.ms-cell.{state}.kv-{kv}{_break_class(lane['layers'], first, last)}",
             str(first) if state == "current" and len(groups) <= 18 and first == last else "",
             title=f"{_layers(first, last)}: {state}" + ("" if kv == "none" else f" · KV {kv}"),
         )
@@ -273,23 +281,30 @@ def _code(source: SourcePane | None) -> Iterator[Markup]:
 
 
 def _folds(state: StepperState) -> Markup | None:
-    modules = [
-        tag(
-            f"tr.{row['state']}",
-            tag("td", MARKS.get(row["state"], "·"), title=row["state"]),
-            tag("td", "\u00a0\u00a0" * row["depth"] + row["path"]),  # without styles it is indented too
-            tag("td", row["class_name"]),
-        )
-        for row in state["modules"]
-    ]
     kv = [
         _row("td", [str(row["rank"]), row["layers"], row["class_name"], row["offset"], row["state"]])
         for row in state["kv"]
     ]
-    heads = _row("th", ["rank", "layers", "class", "offset", "state"])
+    kv_heads = _row("th", ["rank", "layers", "class", "offset", "state"])
+    breaks = [
+        _row(
+            "td",
+            [
+                str(row["number"]),
+                row["site"],
+                row["condition"],
+                str(row["hits"]),
+                "on" if row["enabled"] else "off",
+            ],
+        )
+        for row in state["breakpoints"]
+    ]
+    break_heads = _row("th", ["id", "site", "condition", "hits", "on"])
     tables = {
-        "Module tree": modules and tag("table.ms-modules.mv-mono", tag("tbody", *modules)),
-        "KV cache": kv and tag("table.ms-kv.mv-mono", tag("thead", heads), tag("tbody", *kv)),
+        "Module tree": state["modules"] and _modules(state),
+        "KV cache": kv and tag("table.ms-kv.mv-mono", tag("thead", kv_heads), tag("tbody", *kv)),
+        f"Breakpoints ({len(breaks)})": breaks
+        and tag("table.ms-breaks.mv-mono", tag("thead", break_heads), tag("tbody", *breaks)),
     }
     found = [
         tag("details.mv-fold", tag("summary", title), tag("div.mv-fold-body", table))
@@ -297,6 +312,22 @@ def _folds(state: StepperState) -> Markup | None:
         if isinstance(table, Markup)
     ]
     return tag("div.mv-folds", *found) if found else None
+
+
+def _modules(state: StepperState) -> Markup:
+    rows = [
+        tag(
+            f"tr.{row['state']}",
+            tag("td", "●" if row.get("breakpoint") else ""),
+            tag("td", MARKS.get(row["state"], "·"), title=row["state"]),
+            tag("td", "\u00a0\u00a0" * row["depth"] + row["path"]),  # without styles it is indented too
+            tag("td", row["class_name"]),
+            tag("td", row.get("shape", "")),
+        )
+        for row in state["modules"]
+    ]
+    heads = _row("th", ["", "", "module", "class", "returned"])
+    return tag("table.ms-modules.mv-mono", tag("thead", heads), tag("tbody", *rows))
 
 
 def _row(cell: str, texts: Iterable[str]) -> Markup:

@@ -5,6 +5,7 @@ import numpy as np
 from mlx_nb.shared.preview import make_preview
 from mlx_nb.shared.text import format_layers
 from mlx_nb.shared.view_state import (
+    BreakRow,
     KVRow,
     Lane,
     LayerCell,
@@ -81,6 +82,8 @@ def lanes(ranks: int, layers: int, at: int, pass_tokens: int = 37) -> list[Lane]
                         layer=i,
                         state="done" if i < at else "current" if i == at else "pending",
                         kv="written" if i < at else "pending",
+                        breakpoint=1 if i == 3 else 0,
+                        within=True,
                     )
                     for i in held
                 ],
@@ -121,7 +124,15 @@ def modules(layer: int) -> list[ModuleRow]:
         (".mlp", "MLP", 1, "pending"),
     ]
     return [
-        ModuleRow(path=f"layers.{layer}{path}", class_name=name, depth=depth, state=state)
+        ModuleRow(
+            path=f"layers.{layer}{path}",
+            class_name=name,
+            depth=depth,
+            state=state,
+            shape="[1, 37, 576]" if state == "done" else "",
+            site=f"layers.{layer}{path}.input",
+            breakpoint=2 if path == ".mlp" else 0,
+        )
         for path, name, depth, state in rows
     ]
 
@@ -188,6 +199,11 @@ def mid_prefill(ranks: int = 2, layers: int = 30) -> StepperState:
         "sentence": f"Rank {ranks - 1} is about to rotate the queries of layer {at}. Rank 0 waits.",
         "modules": modules(at),
         "kv": kv(ranks, layers),
+        "breakpoints": [
+            BreakRow(number=1, site="layers.3.input", condition="–", hits=2, enabled=True),
+            BreakRow(number=2, site="layers.*.mlp.input", condition="absmax > 100", hits=0, enabled=True),
+            BreakRow(number=3, site="*", condition="nonfinite", hits=0, enabled=False),
+        ],
     }
 
 

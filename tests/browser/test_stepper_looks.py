@@ -138,6 +138,7 @@ def test_what_a_screen_reader_hears(open_view):
           - status: Rank 1 is about to rotate the queries of layer 15. Rank 0 waits.
           - group: Module tree
           - group: KV cache
+          - group: Breakpoints (3)
         """
     )
     keys = view.page.locator("[aria-keyshortcuts]:visible")

@@ -9,7 +9,8 @@ NAMES = ["start", "mid_prefill", "decode", "finished", "failed", "four_ranks", "
 # Words and classes, the buttons of the live view left out; a folded chip is a button only there.
 SEEN = """(root) => {
   const copy = root.cloneNode(true);
-  copy.querySelectorAll(".mv-buttons, [hidden], style").forEach((node) => node.remove());
+  copy.querySelectorAll(".mv-buttons, .ms-form, [hidden], style").forEach((node) => node.remove());
+  copy.querySelectorAll("details").forEach((node) => node.querySelector("table") || node.remove());
   const classes = (selector) => [...copy.querySelectorAll(selector)].map((node) => node.className);
   const labels = [...copy.querySelectorAll(".ms-cells")].map((node) => node.getAttribute("aria-label"));
   // The empty parts of a live view are there, and have no size.

@@ -7,6 +7,7 @@ import pytest
 
 from mlx_nb.client.debugger import Debugger
 from mlx_nb.client.pipe import Pipe
+from mlx_nb.client.show import show_stepper
 from mlx_nb.client.stepper_state import stepper_state
 from mlx_nb.shared.preview import preview_limit
 from mlx_nb.shared.view_state import StepperState
@@ -71,3 +72,55 @@ def test_colours_that_end_before_the_greatest_value_say_so(dbg: Debugger) -> Non
     dbg.refresh_preview()
     assert preview_limit(dbg.preview) == 1
     assert stepper_state(dbg)["preview_note"] == ""
+
+
+def test_the_module_tree_has_the_shapes_of_what_this_pass_has_returned(dbg: Debugger) -> None:
+    dbg.wants_preview = True
+    dbg.until("layers.3.self_attn.rope.input")
+    length = dbg.position.stop
+
+    rows = stepper_state(dbg)["modules"]
+    tree = {row["path"]: (row["state"], row.get("shape", "")) for row in rows}
+
+    assert tree["embed_tokens"] == ("done", f"[1, {length}, 576]")
+    assert tree["layers.0–2"] == ("done", "")
+    assert tree["layers.3"] == ("current", "")
+    assert tree["k_proj"] == ("done", f"[1, {length}, 192]")
+    assert tree["rope"] == ("current", "")
+    assert tree["o_proj"] == ("pending", "")
+    assert tree["layers.4–29"] == ("pending", "")
+    assert tree["norm"] == ("pending", "")
+
+    dbg.rank()  # on the next rank, where nothing has begun
+    tree = {row["path"]: row["state"] for row in stepper_state(dbg)["modules"]}
+    assert (tree["layers.0–14"], tree["layers.15"], tree["layers.16–29"]) == ("done", "pending", "pending")
+
+    dbg.until("norm.output")
+    tree = {row["path"]: (row["state"], row.get("shape", "")) for row in stepper_state(dbg)["modules"]}
+    assert tree["norm"] == ("current", f"[1, {length}, 576]")
+    assert tree["layers.0–28"][0] == tree["layers.29"][0] == tree["down_proj"][0] == "done"
+
+
+def test_a_click_at_a_layer_stops_the_run_there_and_a_second_one_lets_it_pass(dbg: Debugger) -> None:
+    live = show_stepper(dbg)
+
+    def press(**details: object) -> None:
+        message = {"kind": "ask", "what": "breakpoint", "id": 1, "details": details}
+        live.view._handle_msg({"content": {"data": {"method": "custom", "content": message}}, "buffers": []})
+
+    try:
+        press(site="layers.20.input")
+        cells = live.view.state["lanes"][1]["layers"]
+        assert [cell["layer"] for cell in cells if cell["breakpoint"]] == [20]
+        assert dbg.run().site == "model.layers.20.input"
+        assert live.view.state["breakpoints"][0]["hits"] == 1
+
+        press(site="layers.77.input")
+        assert live.view.state["error"].startswith("No site 'layers.77.input'.")
+
+        press(number=live.view.state["breakpoints"][0]["number"])
+        assert live.view.state["breakpoints"] == []
+        assert dbg.run().kind == "end"  # the control
+    finally:
+        live.freeze()
+        dbg.pipe.breakpoints.delete()

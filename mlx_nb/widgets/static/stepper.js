@@ -1,13 +1,13 @@
 /**
  * The stepper's view. Draws the `StepperState` of mlx_nb/shared/view_state.py, and sends what the user asks for:
  *
- *   to Python:    {kind: "stride", stride, id}   {kind: "interrupt"}
+ *   to Python:    {kind: "stride", stride, id}   {kind: "interrupt"}   {kind: "ask", what: "breakpoint", id, details}
  *   from Python:  {kind: "answered", id}         and the traits state, preview, busy, can_interrupt
  *
  * mlx_nb/widgets/stepper_static.py draws the same screen without a script; a test compares the two.
  *
  * @typedef {{id: number, text: string, template: boolean, in_pass: boolean, generated: boolean, more?: number}} Token
- * @typedef {{layer: number, state: string, kv: string}} Layer
+ * @typedef {{layer: number, state: string, kv: string, breakpoint?: number, within?: boolean}} Layer
  * @typedef {{rank: number, host: string, holds: string, status: string, note: string,
  *            embed: string|null, head: string|null, layers: Layer[]}} Lane
  * @typedef {{source: number, text: string, state: string}} Wire
@@ -18,12 +18,15 @@
  *            arguments: {name: string, shape: string, dtype: string, size: string}[],
  *            numbers: {name: string, value: string}[], preview_label: string, preview_limit: string, preview_note: string,
  *            source: Source|null, sentence: string,
- *            modules: {path: string, class_name: string, depth: number, state: string}[],
+ *            modules: {path: string, class_name: string, depth: number, state: string, shape?: string, site?: string,
+ *                      breakpoint?: number}[],
  *            kv: {rank: number, layers: string, class_name: string, offset: string, state: string}[],
+ *            breakpoints: {number: number, site: string, condition: string, hits: number, enabled: boolean}[],
  *            text: string, error: string}} State
  */
 
 import { h, ZERO, RESERVED, strength, colour } from "./view.js";
+import { foldedDetails } from "./stepper_details.js";
 
 /** The strides: name, label, key, tooltip; in groups as pdb's users know them. */
 const STRIDES = [
@@ -220,7 +223,10 @@ function laneRow(lane) {
   for (const { first, last, state, kv } of groups) {
     const title = `${layerText(first, last)}: ${state}${kv === "none" ? "" : ` · KV ${kv}`}`;
     const number = state === "current" && groups.length <= 18 && first === last ? String(first) : "";
-    cells.append(h(`span.ms-cell.${state}.kv-${kv}`, { title }, number));
+    const held = lane.layers.filter(({ layer }) => layer >= first && layer <= last);
+    const known = held.find((layer) => layer.breakpoint)?.breakpoint || 0;
+    const mark = known ? ".brk" : held.some((layer) => layer.within) ? ".brk-in" : "";
+    cells.append(h(`span.ms-cell.${state}.kv-${kv}${mark}`, { title, "data-layer": first, "data-breakpoint": known }, number));
   }
   if (lane.head) cells.append(h(`span.ms-cell.ms-end.${lane.head}`, { title: `head: ${lane.head}` }, "head"));
   return h(
@@ -253,7 +259,7 @@ function underWayState(state) {
   const pending = (/** @type {string|null} */ edge) => edge && "pending";
   const lanes = state.lanes.map((lane) => ({
     ...lane, status: "running", note: "", embed: pending(lane.embed), head: pending(lane.head),
-    layers: lane.layers.map(({ layer }) => ({ layer, state: "pending", kv: "none" })),
+    layers: lane.layers.map((cell) => ({ ...cell, state: "pending", kv: "none" })),
   }));
   return { ...state, lanes, wires: state.wires.map((wire) => ({ ...wire, text: "", state: "idle" })), where: "", sentence: "Running." };
 }
@@ -402,42 +408,6 @@ function previewFigure() {
 /** As in png.py: a row is 2 to 16 pixels high, and the picture no lower than a line of text. @param {number} rows */
 const previewHeight = (rows) => Math.max(16, Math.min(rows * 16, 64), Math.min(rows * 2, 128));
 
-// ------------------------------------------------------------------------------------------------ folded details
-
-/** @type {Record<string, string>} */
-const MARKS = { done: "✓", current: "▸", pending: "·" };
-
-/** @param {State} state */
-function moduleTable(state) {
-  const rows = state.modules.map((row) => {
-    const mark = h("td", { title: row.state }, MARKS[row.state] || "·");
-    return h(`tr.${row.state}`, {}, mark, h("td", {}, "\u00a0\u00a0".repeat(row.depth) + row.path), h("td", {}, row.class_name));
-  });
-  return h("table.ms-modules.mv-mono", {}, h("tbody", {}, ...rows));
-}
-
-/** @param {State} state */
-function kvTable(state) {
-  const heads = ["rank", "layers", "class", "offset", "state"].map((name) => h("th", { scope: "col" }, name));
-  const rows = state.kv.map((row) =>
-    h("tr", {}, ...[row.rank, row.layers, row.class_name, row.offset, row.state].map((cell) => h("td", {}, String(cell)))));
-  return h("table.ms-kv.mv-mono", {}, h("thead", {}, h("tr", {}, ...heads)), h("tbody", {}, ...rows));
-}
-
-/** @param {string} title @param {(state: State) => HTMLElement} table @param {"modules"|"kv"} key */
-function folded(title, table, key) {
-  const body = h("div.mv-fold-body");
-  const node = h("details.mv-fold", {}, h("summary", {}, title), body);
-  return {
-    node,
-    /** @param {State} state */
-    draw(state) {
-      node.hidden = state[key].length === 0;
-      body.replaceChildren(table(state));
-    },
-  };
-}
-
 // ---------------------------------------------------------------------------------------------------------- view
 
 /** @param {{model: Model, el: HTMLElement}} context @returns {() => void} */
@@ -482,11 +452,10 @@ function render({ model, el }) {
   const code = h("div.ms-pane.ms-right");
   const panes = h("div.ms-panes", {}, h("div.ms-pane", {}, value, preview.node), code);
   const sentence = h("div.mv-sentence", { role: "status", "aria-live": "polite" });
-  const details = [folded("Module tree", moduleTable, "modules"), folded("KV cache", kvTable, "kv")];
-  const foot = h("div.mv-folds", {}, ...details.map((part) => part.node));
+  const details = foldedDetails(setBreakpoint, signal);
   const error = h("div.mv-error.mv-mono", { role: "alert", hidden: true });
   const root = h("div.mlxnb-view.mlxnb-stepper", { role: "group", tabindex: 0, "aria-label": "Stepper" },
-    header, tokens.node, lanes, panes, sentence, foot, error);
+    header, tokens.node, lanes, panes, sentence, details.node, error);
 
   // -- from Python
 
@@ -504,8 +473,7 @@ function render({ model, el }) {
     value.replaceChildren(.../** @type {Node[]} */ (valuePane(state).filter(Boolean)));
     preview.draw(state, model.get("preview"));
     code.replaceChildren(...codePane(state.source));
-    for (const part of details) part.draw(state);
-    foot.hidden = details.every((part) => part.node.hidden);
+    details.draw(state);
     error.hidden = !state.error;
     if (error.textContent !== state.error) error.textContent = state.error;
     shownPlace = null;
@@ -573,6 +541,21 @@ function render({ model, el }) {
     gone.hidden = true;
   }
 
+  /**
+   * A new breakpoint at a `site`, or what becomes of the one with a `number`.
+   * @param {{site?: string, when?: string, number?: number, enabled?: boolean}} wish
+   */
+  function setBreakpoint(wish) {
+    model.send({ kind: "ask", what: "breakpoint", id: ++id, details: wish });
+  }
+
+  lanes.addEventListener("click", (event) => {
+    const cell = /** @type {HTMLElement|null} */ (/** @type {Element} */ (event.target).closest("[data-layer]"));
+    if (!cell) return;
+    const known = Number(cell.dataset.breakpoint);
+    setBreakpoint(known ? { number: known } : { site: `layers.${cell.dataset.layer}.input` });
+  }, { signal });
+
   /** @param {{kind: string, id: number}} message */
   function onMessage(message) {
     if (message.kind === "answered" && pending?.id === message.id) {
@@ -614,7 +597,7 @@ function render({ model, el }) {
     if (event.ctrlKey || event.metaKey || event.altKey) return; // Ctrl+S saves the notebook from here too
     // JupyterLab's command mode listens on the document: there `x` would cut the cell, and Enter edit it.
     if (event.key.length === 1 || event.key === "Enter") event.stopPropagation();
-    if (event.repeat || event.shiftKey) return;
+    if (event.repeat || event.shiftKey || event.target instanceof HTMLInputElement) return;
     if (keys.has(event.key)) ask(/** @type {string} */ (keys.get(event.key)));
     else if (event.key === STOP_KEY) interrupt();
     else return;
