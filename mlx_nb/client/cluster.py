@@ -285,10 +285,12 @@ class Cluster:
         Returns:
             Whether anything was running.
         """
-        runs = any(pipe.stop_runs(wait=False) for pipe in self.pipes)
         busy = any(self.remote.busy(rank) for rank in self.remote.table)
-        self.remote.interrupt()
-        return runs or busy
+        runs = sum(pipe.stop_runs(wait=False) for pipe in self.pipes)
+        # A paused run alone leaves the ranks as it ends, and a signal would only strike that.
+        if busy or not runs:
+            self.remote.interrupt()
+        return bool(runs) or busy
 
     @property
     def ranks(self) -> tuple[RankInfo, ...]:
