@@ -40,7 +40,7 @@ def write_profile(
     ranks = {}
     for host in hosts:
         address, _, count = host.strip().partition(":")
-        if not address or address in ranks or not (count or "1").isdigit() or int(count or "1") < 1:
+        if not address or address in ranks or not (count or "1").isdecimal() or int(count or "1") < 1:
             raise ProfileError(
                 f"'{host}' is not another host, nor host:ranks.", f"{_NEW} {name} --hosts 10.0.0.1,10.0.0.2:2"
             )

@@ -48,7 +48,7 @@ _OPTIONS: tuple[tuple[str, Callable[[str], Any], str], ...] = (
 def near_option(parser: argparse.ArgumentParser, message: str) -> str:
     """What a parser's complaint about an option may have meant, as a sentence; nothing if nothing is near."""
     _, unknown, words = message.partition("unrecognized arguments: ")
-    if not unknown:
+    if not unknown or not words.split():  # the argument may be empty: ''
         return ""
     known = [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
     near = difflib.get_close_matches(words.split()[0], known, n=1, cutoff=0.7)
@@ -160,7 +160,7 @@ def parse_split(split: str | Sequence[int]) -> str | list[int]:
     """
     if not isinstance(split, str):
         return [int(count) for count in split]
-    if split.replace(",", "").replace(" ", "").isdigit():
+    if split.replace(",", "").replace(" ", "").isdecimal():
         return [int(count) for count in split.replace(" ", "").split(",") if count]
     if split not in ("even", "memory"):
         raise OptionError(

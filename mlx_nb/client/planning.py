@@ -120,13 +120,13 @@ def _places(ranks: int, hosts: Sequence[str] | None, here_bytes: int) -> tuple[l
     for host in hosts:
         name, _, more = host.rpartition(":") if ":" in host else (host, "", "")
         amount = more.upper().removesuffix("IB").removesuffix("B")
-        if amount.endswith("G") and amount[:-1].replace(".", "", 1).isdigit():
+        if amount.endswith("G") and amount[:-1].replace(".", "", 1).isdecimal():
             if not name or ":" in name:
                 raise _no_host(host)
             names.append(name)
             memories.append(working_set(int(float(amount[:-1]) * _GIB)))
         else:
-            if not (more.isdigit() or ":" not in host):
+            if not (more.isdecimal() or ":" not in host):
                 raise _no_host(host)
             slots = slots_of(host)
             names += [name if more else host] * slots

@@ -177,10 +177,11 @@ def set_compute_dtype(model: nn.Module, dtype: str | None) -> tuple[nn.Module, s
     packed = packed_weights(model)
     if packed:
         model = dequantize_model(model)
-        plain = {name for name, _ in tree_flatten(model.parameters())}
+        plain = {path for path, _ in tree_flatten(model.parameters())}
         # Kinds of packed modules that mlx-lm leaves as they are stay packed.
-        for name in [name for name in packed if f"{name.removesuffix('weight')}scales" in plain]:
-            del packed[name]
+        packed = {
+            path: one for path, one in packed.items() if f"{path.removesuffix('weight')}scales" not in plain
+        }
     model.set_dtype(getattr(mx, name))
     return model, name, packed
 

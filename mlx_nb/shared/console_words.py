@@ -72,7 +72,7 @@ def _again(model: str | None, options: str, command: str, typed: Sequence[str], 
     """The command once more, with a load's model and options in place of those that were typed."""
     wanted = re.findall(r"--([\w-]+)(?: ([^\s-]\S*))?", options)
     if command == "run":  # mpirun says how many
-        ranks = next((int(value) for name, value in wanted if name == "ranks" and value.isdigit()), ranks)
+        ranks = next((int(value) for name, value in wanted if name == "ranks" and value.isdecimal()), ranks)
         wanted = [(name, value) for name, value in wanted if name != "ranks"]
     start = f"mpirun -n {ranks} mlx-nb run" if command == "run" else f"mlx-nb {command}"
     words = list(typed)

@@ -56,7 +56,7 @@ def slots_of(host: str) -> int:
         OptionError: What follows the colon is no positive number.
     """
     name, _, slots = host.partition(":")
-    if not name or (slots and not (slots.isdigit() and int(slots) > 0)) or host.endswith(":"):
+    if not name or (slots and not (slots.isdecimal() and int(slots) > 0)) or host.endswith(":"):
         raise OptionError(
             f"'{host}' is not a host.", "Type an address, or an address and its ranks: 192.168.5.1:1"
         )

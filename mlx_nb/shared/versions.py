@@ -20,7 +20,7 @@ def refuse_untried(found: str, fix: str) -> None:
     """
     if not found:
         raise VersionError("mlx-lm is not installed here.", fix)
-    numbers = tuple(int(part) for part in found.split(".")[:3] if part.isdigit())
+    numbers = tuple(int(part) for part in found.split(".")[:3] if part.isdecimal())
     if numbers < OLDEST:
         raise VersionError(f"mlx-lm {found} is too old: mlx_nb works with 0.31.3 to 0.32.", fix)
     if numbers[:2] >= BELOW:

@@ -1,10 +1,13 @@
 """Weights that are unpacked slice by slice are those that MLX unpacks at once, and need little memory besides."""
 
 import mlx_nb.engine  # noqa: F401 - before mlx: it loads OpenBLAS
+from mlx_nb.engine.loading import set_compute_dtype
 from mlx_nb.engine.unpack import SLICE_BYTES, Packed
+from tests.engine import architectures
 
 import mlx.core as mx  # isort: skip
 import pytest
+from mlx.utils import tree_flatten
 
 
 def pack(shape: tuple[int, ...], bits: int, mode: str = "affine") -> Packed:
@@ -62,3 +65,13 @@ def test_it_takes_little_more_than_the_result(bits: int) -> None:
     size = 48 * 2**20
     assert peak(lambda: packed.unpack(at_once(packed, mx.float32))) < size + 32 * 2**20
     assert peak(lambda: at_once(packed, mx.float32)) > 1.9 * size  # the control: at once it is not so
+
+
+def test_what_mlx_lm_leaves_packed_does_not_lose_the_dtype() -> None:
+    model, dtype, packed = set_compute_dtype(architectures.build("prism_hadamard_qwen35"), "float32")
+
+    kinds = {path: value.dtype for path, value in tree_flatten(model.parameters())}
+    assert dtype == "float32"
+    assert any(path.endswith("up_proj.scales") for path in kinds)  # the control: it has such modules
+    assert not any(path.endswith("up_proj.weight") for path in packed)
+    assert kinds["language_model.model.norm.weight"] == mx.float32

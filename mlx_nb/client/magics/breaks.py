@@ -90,6 +90,6 @@ class BreakMagics(Magics):
 def _number(text: str, name: str) -> int:
     if not text:
         raise OptionError(f"--{name} needs a breakpoint's number.", f"Type: %mlx_break --{name} 1, or all")
-    if not text.isdigit():
+    if not text.isdecimal():
         raise OptionError(f"'{text}' is no breakpoint's id.", f"Type: %mlx_break --{name} 1, or all")
     return int(text)

@@ -18,6 +18,8 @@ from mlx_nb.shared.text import format_table
 
 SUBCOMMANDS = ("start", "attach", "status", "logs", "restart", "stop", "profiles", "interrupt")
 
+TAKES_A_WORD = ("attach", "logs", "profiles")
+
 _HELP = """start, look at and stop the cluster
 
   start      start one, or say what runs      --ranks N --profile NAME --hosts a,b --keep 8h
@@ -53,8 +55,9 @@ class ClusterMagics(Magics):
         """Start, look at and stop the cluster: see ``%mlx_cluster --help``."""
         found = parse_words(cluster_parser(), line)
         one_of(found.subcommand, SUBCOMMANDS, "%mlx_cluster")
-        if found.name is not None and found.subcommand != "profiles":
-            raise OptionError(f"'{found.name}' is one word too many.", "Type: %mlx_cluster --help")
+        extra = found.name if found.subcommand in TAKES_A_WORD else found.argument
+        if extra is not None and found.subcommand != "profiles":
+            raise OptionError(f"'{extra}' is one word too many.", "Type: %mlx_cluster --help")
         match found.subcommand:
             case "start":
                 with ProgressLine() as progress:
@@ -108,6 +111,6 @@ class ClusterMagics(Magics):
 
 
 def _rank(text: str | None) -> int | None:
-    if text is not None and not text.isdigit():
+    if text is not None and not text.isdecimal():
         raise OptionError(f"'{text}' is not a rank.", "Type: %mlx_cluster logs 0")
     return int(text) if text is not None else None

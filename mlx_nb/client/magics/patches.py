@@ -85,7 +85,7 @@ class PatchMagics(Magics):
 
     def _number(self, text: str) -> int:
         active = need_pipe().patches.active
-        if not text.isdigit() or int(text) not in active:
+        if not text.isdecimal() or int(text) not in active:
             known = ", ".join(map(str, active)) or "none"
             raise OptionError(f"There is no patch {text}.", f"There are: {known}.")
         return int(text)

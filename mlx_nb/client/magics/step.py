@@ -169,7 +169,7 @@ class StepMagics(Magics):
         return getattr(debugger, name)()
 
     def _back(self, debugger: Debugger, words: list[str]) -> Any:
-        if not words or words[0].isdigit():
+        if not words or words[0].isdecimal():
             return debugger.back(n=int(words[0]) if words else 1)
         stride = LETTERS.get(words[0], words[0])
         if stride == "until":
@@ -183,6 +183,6 @@ class StepMagics(Magics):
 
 
 def _count(text: str, name: str) -> int:
-    if not text.isdigit():
+    if not text.isdecimal():
         raise OptionError(f"'{text}' is not a count.", f"Type a whole number: %mlx_step {name}2")
     return int(text)
