@@ -2,20 +2,24 @@
 
 import json
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 
 from mlx_nb.client.pipe import Pipe
 from tests.cluster.two_hosts import ADDRESSES, NETWORK, TwoHosts, why_not
+from tests.notebooks.test_lessons import LESSONS, solve, text_of
 
 pytestmark = [pytest.mark.cluster]
 
 LONG = "Tell me in one sentence what these have in common: " + "apple, pear, plum, cherry, quince, " * 30
 HOSTS = list(ADDRESSES)
+DROPPED_S = 2.0
 
 DOCTOR = """
 import json, sys, mlx_nb
@@ -68,6 +72,10 @@ with mlx_nb.Cluster.start(hosts=hosts) as cluster:
         say(site=dbg.position.site, rank=dbg.position.rank, shape=list(dbg.value.shape))
         dbg.run()
         say(stepped=dbg.gen.text)
+    for number, piece in enumerate(pipe.stream(long, max_tokens=60)):
+        if number == 5:
+            say(shake=True)
+    say(shaken=pipe.last.token_ids)
     try:
         for number, piece in enumerate(pipe.stream("Once upon a time there was a little robot, and", **STORY)):
             if number == 5:
@@ -82,6 +90,17 @@ with mlx_nb.Cluster.start(hosts=hosts) as cluster:
     say(again=pipe.generate("What is the capital of France?", max_tokens=10).text)
 """
 )
+
+LESSON = """
+import json, os, sys, nbformat
+from nbclient import NotebookClient
+folder = sys.argv[1]
+os.environ["IPYTHONDIR"] = folder  # where its profile goes
+lesson = nbformat.read(folder + "/lesson.ipynb", as_version=4)
+NotebookClient(lesson, timeout=120, kernel_name="python3", resources={"metadata": {"path": folder}}).execute()
+nbformat.write(lesson, folder + "/lesson.ipynb")
+print(json.dumps(True))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -158,12 +177,35 @@ def test_a_session_over_two_hosts_with_a_cable_that_is_cut(hosts: TwoHosts, pipe
     assert said["token_ids"] == pipe2.generate(LONG, max_tokens=12).token_ids
     assert (said["site"], said["rank"]) == ("model.layers.20.self_attn.output", 1)
     assert said["stepped"] == pipe2.generate("What is the capital of France?", max_tokens=4).text
+    assert said["shaken"] == pipe2.generate(LONG, max_tokens=60).token_ids  # what was dropped was sent again
     assert said["state"] == "failed"
     assert "Rank 1" in said["error"]
     assert "%mlx_cluster restart" in said["error"]
     assert said["after_s"] < 20  # a silent rank is named after 10 s; the rest is the machine's
     assert len(said["text"]) > 10
     assert said["again"] == "The capital of France is Paris."
+
+
+def test_the_lesson_on_two_minis_runs_on_two_hosts(hosts: TwoHosts, tmp_path: Path) -> None:
+    lesson = nbformat.read(LESSONS / "09_two_minis.ipynb", as_version=4)
+    assert solve(lesson) == 1
+    for cell in lesson.cells:
+        cell.source = cell.source.replace("192.168.5.", ADDRESSES[0].removesuffix("1"))
+    nbformat.write(lesson, tmp_path / "lesson.ipynb")
+
+    hosts.run(LESSON, str(tmp_path), timeout_s=200)
+
+    done = nbformat.read(tmp_path / "lesson.ipynb", as_version=4)
+    said = {cell.source.split("\n")[0]: text_of(cell) for cell in done.cells if cell.cell_type == "code"}
+    everything = "\n".join(said.values())
+    assert "fail" not in said["%mlx_doctor --hosts 10.77.0.1,10.77.0.2"]
+    assert "over mlx" in said["%mlx_doctor --hosts 10.77.0.1,10.77.0.2"]
+    assert "mini2" in said["%mlx_cluster start --profile my_minis"]
+    assert "layers 15–29" in said["%mlx_load smollm2"]
+    assert "Right: 85248 bytes, and they are on mini2 now" in everything
+    assert "Rank 1 (mini2, layers 15–29) is lost" in everything
+    assert "Type: %mlx_cluster restart" in everything
+    assert "Paris" in said["%mlx_generate What is the capital of France?"]  # the one after the restart
 
 
 def test_nothing_is_left_on_either_host(hosts: TwoHosts) -> None:
@@ -180,6 +222,11 @@ def follow(process: "subprocess.Popen[str]", hosts: TwoHosts) -> dict[str, Any]:
             continue
         what = json.loads(line)
         said |= what
+        if "shake" in what:  # well below the silence that ends a run
+            hosts.cut()
+            time.sleep(DROPPED_S)
+            hosts.mend()
+            continue
         if "cut" in what:
             hosts.cut()
         elif "error" in what:

@@ -1,7 +1,6 @@
 """Faults in every phase of a cluster's life: a spread of cells here, all of them and random ones in the soak tier."""
 
 import json
-import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 
 from tests.faults import matrix
-from tests.faults.matrix import FAULTS, PHASES, Cell, run_cell
+from tests.faults.matrix import FAULTS, PHASES, Cell, draw, run_cell
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("alone")]
 
@@ -19,6 +18,7 @@ SPREAD = [
     ("kill rank 1", "prefill"),
     ("kill mpirun", "decode"),
     ("stop rank 1", "stepped"),
+    ("delay rank 1", "decode"),
 ]
 
 
@@ -47,7 +47,7 @@ def test_a_fault_is_told_and_the_cluster_restarts(
     cell = spread[fault, phase].result()
 
     assert_good(cell)
-    assert "%mlx_cluster" in cell.said or phase == "start"
+    assert "%mlx_cluster" in cell.said or phase == "start" or cell.harmless
 
 
 @pytest.mark.soak
@@ -60,6 +60,4 @@ def test_every_fault_in_every_phase(fault: str, phase: str) -> None:
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(200))
 def test_random_faults(seed: int) -> None:
-    draw = random.Random(seed)
-    fault, phase = draw.choice(FAULTS), draw.choice(PHASES)
-    assert_good(run_cell(fault, phase, delay_s=draw.uniform(0.0, 1.0)))
+    assert_good(run_cell(*draw(seed)))
