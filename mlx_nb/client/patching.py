@@ -128,6 +128,7 @@ class Patches:
         Raises:
             OptionError: They cannot be read.
         """
+        from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
         file = Path(path).with_suffix(".json")
@@ -139,7 +140,7 @@ class Patches:
             if tokens is not None and about["between"]:
                 wish = slice(tokens[0], None if tokens[1] < 0 else tokens[1])
             site, how = about["site"], about["how"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, IndexError, SafetensorError) as error:
             raise OptionError(
                 f"{file} is no saved patch: {error}.", "Save one: pipe.patch(…).save('name')"
             ) from error
