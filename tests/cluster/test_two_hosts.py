@@ -203,7 +203,7 @@ def test_the_lesson_on_two_minis_runs_on_two_hosts(hosts: TwoHosts, tmp_path: Pa
     assert "mini2" in said["%mlx_cluster start --profile my_minis"]
     assert "layers 15–29" in said["%mlx_load smollm2"]
     assert "Right: 85248 bytes, and they are on mini2 now" in everything
-    assert "Rank 1 (mini2, layers 15–29) is lost" in everything
+    assert "Rank 1 (mini2, layers 15–29, norm, head) is lost" in everything
     assert "Type: %mlx_cluster restart" in everything
     assert "Paris" in said["%mlx_generate What is the capital of France?"]  # the one after the restart
 
