@@ -8,6 +8,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from nbconvert import HTMLExporter
 
 LESSONS = Path(__file__).resolve().parents[2] / "notebooks"
 
@@ -74,6 +75,27 @@ def test_the_lesson_on_generating_gives_the_same_answers_and_checks_itself(tmp_p
     assert said.count("Right: ") == 3
     assert re.search(r"^paused after \d+ tokens", said, re.MULTILINE)
     assert re.search(r"^decode   busy: rank 0 \d+%, rank 1 \d+% · bubbles \d+%", said, re.MULTILINE)
+
+
+@pytest.mark.cluster
+def test_the_lesson_on_the_kv_cache_writes_trims_turns_and_packs(tmp_path: Path) -> None:
+    lesson = nbformat.read(LESSONS / "03_the_kv_cache.ipynb", as_version=4)
+    assert solve(lesson) == 6
+
+    done = run(lesson, tmp_path)
+
+    said = "\n".join(text_of(cell) for cell in done.cells if cell.cell_type == "code")
+    assert said.count("Right: ") == 6
+    assert "Put your answer" not in said
+    assert "ring of 16" in said
+    assert "8-bit" in said
+    assert "cannot be trimmed, so none was" in said
+    frozen = [output for cell in done.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert not [output for output in frozen if any("widget-view" in mime for mime in output.get("data", {}))]
+    page, _ = HTMLExporter().from_notebook_node(done)  # what nbconvert, and so nbviewer, makes of it
+    assert "mlxnb-stepper" in page
+    assert "mlxnb-kv" in page
+    assert "widget-view" not in page
 
 
 @pytest.mark.cluster
