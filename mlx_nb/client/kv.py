@@ -153,6 +153,10 @@ class KVEntry:
     def rank(self) -> int:
         return self.report.rank
 
+    @property
+    def layer(self) -> int:
+        return self.report.layer
+
     def __repr__(self) -> str:
         r = self.report
         between = " of " if r.room.isdigit() else ", "

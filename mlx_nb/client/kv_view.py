@@ -40,7 +40,8 @@ class LiveKV:
 
     Args:
         pipe: Whose KV caches.
-        kv: Those that are shown first; the pipe's as they are now, if none are given.
+        kv: Those of one moment: once the ranks have gone on, the view is a picture of them. If none are given, it
+            follows the pipe.
     """
 
     def __init__(self, pipe: "Pipe", kv: "KVCaches | None" = None) -> None:
@@ -51,6 +52,7 @@ class LiveKV:
         self._layer, self._buffer = -1, "keys"
         self.forks: list[Debugger] = []
         self._seen, self._looking = self._key(), False
+        self._is_value = kv is not None
         self.view = KVView(self._state())
         asks = {
             "choose": self._choose,
@@ -85,6 +87,9 @@ class LiveKV:
         """Look again if something has happened; how long to wait before the next look."""
         key = self._key()
         if key == self._seen or self._looking or self._pipe.cluster.remote.ended:
+            return LOOK_S
+        if self._is_value:
+            self.live.freeze()
             return LOOK_S
         self._seen = key
         if self._out_of_reach():
