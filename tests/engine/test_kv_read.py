@@ -185,7 +185,7 @@ def test_a_batch_that_rotates_tells_which_slot_lies_where(steps: int) -> None:
     assert report.ring_at == entry._idx
 
 
-def test_a_window_that_counts_rows_of_its_own_shows_the_last() -> None:
+def test_the_window_of_deepseek_v41_counts_rows_of_its_own_and_shows_the_last() -> None:
     from mlx_lm.models.deepseek_v41 import LayerCache
 
     entry = LayerCache(window_size=4)
