@@ -58,9 +58,10 @@ _reset()
 GREEDY = """
 def _greedy(on):
     from mlx.utils import tree_flatten
-    from mlx_nb.engine import loading, stage
+    from mlx_nb.engine import loading, share
     everything = lambda model, results: dict(tree_flatten(model.parameters()))
-    stage.owned_parameters = everything if on else loading.owned_parameters
+    assert hasattr(share, "owned_parameters")  # else the control controls nothing
+    share.owned_parameters = everything if on else loading.owned_parameters
 _greedy({on})
 """
 
