@@ -23,6 +23,9 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 # A background job of a shell, or one under nohup, starts with these ignored, and every child inherits that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# A shell with another environment activated: IPython would warn about it, and a warning is an error here.
+if "VIRTUAL_ENV" in os.environ:
+    os.environ["VIRTUAL_ENV"] = sys.prefix
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
