@@ -202,13 +202,14 @@ class Stage(Share):
             entries=(),
         )
         self.reported_kv = run.kv
+        expected = max(report.expected, now.stop if now and report.standing else 0)
         entries = [
             read_entry(
                 run.kv[place],
                 rank=self.rank,
                 layer=layer,
                 place=place,
-                expected=report.expected,
+                expected=expected,
                 unused=self._never_writes(run.kv[place], place),
                 reads=self.cuts.reads_kv_of.get(layer, ()),
             )

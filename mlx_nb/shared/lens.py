@@ -141,7 +141,7 @@ class Lens:
         where = "the embedding" if name == EMBEDDING else f"layer {name} (rank {self.ranks[at]})"
         return (
             f"After token {self.positions[place]} {self.text_of(self.fed[place])!r} the model says "
-            f"{self.text_of(read.answer)!r} ({float(read.answer_probabilities[-1]):.0%}): the most probable from {where} on."
+            f"{self.text_of(read.answer)!r} ({100 * float(read.answer_probabilities[-1]):.0f} %): the most probable from {where} on."
         )
 
     def __repr__(self) -> str:

@@ -116,7 +116,7 @@ def sentence(found: Heads, tokens: Sequence[str]) -> str:
         (float(values[own[places > 0], places[places > 0] - 1].mean()), "to the token before it"),
     ]
     told = ", ".join(
-        f"{share:.0%} {where}".replace("%", " %") for share, where in sorted(parts, reverse=True)
+        f"{share:.0%} {where}".replace("%", "\u00a0%") for share, where in sorted(parts, reverse=True)
     )
     return f"Head {found.head} of layer {found.layer} gives, on average, {told}."
 

@@ -6,6 +6,7 @@ from mlx_nb.shared.text import format_size
 from mlx_nb.widgets.markup import Markup, tag
 from mlx_nb.widgets.view import still
 
+HOLDS = "embed makes hidden states of token ids; norm and head make scores for the next token of the last hidden state"
 KEYS = (
     ("weights", "weights"),
     ("kv", "KV caches"),
@@ -61,7 +62,8 @@ def _memory(plan: Plan) -> Markup:
     heads += ["memory", "full"] if known else []
     rows = []
     for shard in plan.shards:
-        texts = [shard.host, shard.describe(), format_size(shard.weight_bytes) if shard.weight_bytes else "–"]
+        holds = shard.describe()
+        texts = [shard.host, holds, format_size(shard.weight_bytes) if shard.weight_bytes else "–"]
         texts += [format_size(shard.kv_bytes)] if plan.context else []
         if known:
             full = (
@@ -70,7 +72,10 @@ def _memory(plan: Plan) -> Markup:
                 else ""
             )
             texts += [format_size(shard.memory_bytes) if shard.memory_bytes else "not known", full]
-        cells = [tag("th", str(shard.rank), scope="row"), *(tag("td", text) for text in texts)]
+        cells = [
+            tag("th", str(shard.rank), scope="row"),
+            *(tag("td", text, title=HOLDS if text == holds else None) for text in texts),
+        ]
         rows.append(tag("tr", *cells, tag("td.mp-room", _bar(plan, shard, most))))
     titles = [*(tag("th", name, scope="col") for name in heads), tag("th", "", scope="col")]
     return tag("table.mp-table", tag("thead", tag("tr", *titles)), tag("tbody", *rows))

@@ -139,7 +139,7 @@ def sentences(timeline: Timeline) -> list[str]:
         text = f"Decode: {format_duration(length / passes)} a token over {format_count(passes, 'token')}"
         if ranks > 1:
             shares = [
-                f"rank {rank} {share:.0%}".replace("%", " %")
+                f"rank {rank} {share:.0%}".replace("%", "\u00a0%")
                 for rank, share in enumerate(timeline.busy(DECODE))
             ]
             text += f". A token goes through one rank after the other, so they take turns: {', '.join(shares)} of the time"

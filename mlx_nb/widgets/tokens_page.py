@@ -21,7 +21,11 @@ def tokens_html(found: PromptTokens, model: str = "") -> str:
     gap = [tag("span.mx-gap", f"… {left_out:,} more …")] if last else []
     line = [*(_token(*one) for one in first), *gap, *(_token(*one) for one in last)]
     spaces = "A dot is a space, ↵ a line end."
-    said = f"{spaces} Grey tokens were added by the model's chat template." if added else spaces
+    said = (
+        f"{spaces} Grey tokens were added by the model's chat template, which marks who speaks."
+        if added
+        else spaces
+    )
     text = tag("div.mv-row.mx-text", *line, role="list", aria_label="Tokens")
     return still("tokens", "Tokens", model or "Tokens", "tokens" if model else "", note, text, sentence=said)
 

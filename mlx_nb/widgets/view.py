@@ -28,8 +28,6 @@ from mlx_nb.shared.errors import MlxNbError
 from mlx_nb.widgets.assets import script, sheet
 from mlx_nb.widgets.markup import Markup, style, tag
 
-WIDGET_MIME = "application/vnd.jupyter.widget-view+json"
-
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -194,9 +192,10 @@ class View(anywidget.AnyWidget):
     def __repr__(self) -> str:
         return self.text()
 
-    def _repr_mimebundle_(self, **_kwargs: Any) -> dict[str, Any]:
-        widget = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}
-        return {"text/plain": self.text(), WIDGET_MIME: widget}
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """anywidget's, with its metadata, by which Colab finds what draws it; but the text in full."""
+        bundle, metadata = super()._repr_mimebundle_(**kwargs)
+        return {**bundle, "text/plain": self.text()}, metadata
 
 
 def self_contained(name: str, body: Markup) -> str:

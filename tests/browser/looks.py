@@ -1,4 +1,4 @@
-"""What can be measured of a view's looks: overflow, clipped text, contrast."""
+"""What can be measured of a view's looks: overflow, clipped text, contrast, words that nobody explains."""
 
 OVERFLOWING = """() => {
   const found = [];
@@ -17,6 +17,7 @@ CLIPPED = """() => [...document.querySelectorAll(".mlxnb-view *")].filter((node)
     return range.getBoundingClientRect().width > node.clientWidth;
   }
   const style = getComputedStyle(node);
+  if (style.clipPath !== "none") return false; // for screen readers alone
   const inline = style.display === "inline";
   const wide = !inline && style.textOverflow !== "ellipsis" && node.scrollWidth > node.clientWidth + 1;
   const tall = !inline && style.webkitLineClamp === "none" && node.scrollHeight > node.clientHeight + 2;
@@ -51,4 +52,21 @@ CONTRASTS = """() => {
     found.push([Math.round(ratio * 100) / 100, `${node.className}: ${node.textContent}`]);
   }
   return found;
+}"""
+
+# Words of the field on the screen that no tooltip of the view explains; the model's own code and names excepted.
+UNEXPLAINED = r"""() => {
+  const words = ["prefill", "decode", "KV", "offset", "pending", "entropy", "logit lens", "rms", "absmax", "std",
+    "bubbles", "forced", "relative", "capacity", "percentile", "clipped", "hidden channel", "embed"];
+  const texts = document.createTreeWalker(document.querySelector(".mlxnb-view"), NodeFilter.SHOW_TEXT);
+  const seen = new Map();
+  for (let text = texts.nextNode(); text; text = texts.nextNode()) {
+    const node = text.parentElement;
+    if (!node.getClientRects().length || node.closest(".ms-source, .mv-mono, .ms-token, style, option")) continue;
+    for (const word of words.filter((each) => new RegExp(`(?<![\\w.])${each}(?![\\w.])`).test(text.data))) {
+      const tip = node.closest("[title]:not([title=''])")?.title;
+      seen.set(word, seen.get(word) || (tip && tip !== text.data.trim()) || false);
+    }
+  }
+  return [...seen].filter(([, explained]) => !explained).map(([word]) => word);
 }"""

@@ -58,7 +58,7 @@ def test_a_head_is_told_in_a_sentence_that_the_shares_prove() -> None:
     values = unpack_values(state, packed)
 
     before = float(np.mean([values[at, at - 1] for at in range(1, 37)]))
-    assert f"{before:.0%}".replace("%", " %") + " to the token before it" in state["sentence"]
+    assert f"{before:.0%}".replace("%", "\u00a0%") + " to the token before it" in state["sentence"]
     assert state["sentence"].startswith("Head 2 of layer 12 gives, on average, ")
     assert attention_state(made(600), title="", note="", layers=[], tokens=[], text="")[0]["sentence"] == ""
 

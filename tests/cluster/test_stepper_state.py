@@ -124,3 +124,14 @@ def test_a_click_at_a_layer_stops_the_run_there_and_a_second_one_lets_it_pass(db
     finally:
         live.freeze()
         dbg.pipe.breakpoints.delete()
+
+
+def test_in_the_middle_of_a_decode_step_the_layers_behind_it_have_one_token_pending(dbg: Debugger) -> None:
+    dbg.token()
+    dbg.until("layers.20.mlp.input")
+
+    kv = dbg.pipe.kv_cache()
+
+    assert [kv[layer].pending for layer in (0, 20, 21, 29)] == [0, 0, 1, 1]
+    dbg.run()
+    assert {entry.pending for entry in dbg.pipe.kv_cache().report} == {0}

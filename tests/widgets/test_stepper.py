@@ -2,7 +2,9 @@
 
 import re
 import struct
+import sys
 import threading
+import types
 import zlib
 from concurrent.futures import Future
 
@@ -16,7 +18,8 @@ from mlx_nb.widgets.markup import tag
 from mlx_nb.widgets.png import preview_png, strip_png
 from mlx_nb.widgets.stepper import STRIDES, StepperView
 from mlx_nb.widgets.stepper_static import stepper_html, stepper_text
-from mlx_nb.widgets.view import WIDGET_MIME
+
+WIDGET_MIME = "application/vnd.jupyter.widget-view+json"
 
 
 def state(**changes) -> StepperState:
@@ -127,9 +130,23 @@ def test_an_unknown_message_is_not_lost():
 def test_the_widget_has_a_plain_text_form_and_a_picture_without_a_widget():
     view = StepperView(state=state(sentence="Rank 0 waits."), preview=make_preview(np.eye(4)))
 
-    assert "Rank 0 waits." in view._repr_mimebundle_()["text/plain"]
-    assert view._repr_mimebundle_()[WIDGET_MIME]["model_id"] == view.model_id
+    bundle, metadata = view._repr_mimebundle_()
+    assert "Rank 0 waits." in bundle["text/plain"]
+    assert bundle[WIDGET_MIME]["model_id"] == view.model_id
+    assert metadata == {}
     assert set(view.picture()) == {"text/html", "text/plain"}
+
+
+def test_in_colab_the_page_is_told_what_draws_widgets(monkeypatch):
+    manager = types.SimpleNamespace(
+        enable_custom_widget_manager=lambda: None,
+        _widgets=types.SimpleNamespace(_installed_url="https://manager.test"),
+    )
+    monkeypatch.setitem(sys.modules, "google.colab.output", manager)
+
+    _, metadata = StepperView(state=state())._repr_mimebundle_()
+
+    assert metadata[WIDGET_MIME]["colab"]["custom_widget_manager"] == {"url": "https://manager.test"}
 
 
 def test_the_plain_text_says_what_the_screen_says():

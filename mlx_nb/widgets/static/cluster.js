@@ -5,7 +5,7 @@
  *   from Python:  the trait state
  */
 
-import { h, setText, isPageKey, frame } from "./view.js";
+import { h, setText, isPageKey, frame, WORDS } from "./view.js";
 
 const PILLS = { running: "running", stopped: "stopped", paused: "stopped", waiting: "waiting", lost: "failed", ended: "ended" };
 const TIPS = {
@@ -138,7 +138,7 @@ function render(context) {
     setText(card.host, one.host);
     card.host.setAttribute("title", one.host);
     setText(card.holds, one.holds || "no model");
-    card.holds.setAttribute("title", one.holds);
+    card.holds.setAttribute("title", one.holds && `${one.holds} · ${WORDS.ends}`);
     setText(card.device, one.device);
     setText(card.process, `process ${one.pid}${one.process && ` · ${one.process}`}`);
     card.facts.setAttribute("title", `ipyparallel's engine ${one.engine}`);

@@ -6,12 +6,13 @@
  *   from Python:  the traits state and norms
  */
 
-import { h, setText, ZERO, colour, formatNumber, floatsOf, isPageKey, frame } from "./view.js";
+import { h, setText, ZERO, colour, formatNumber, floatsOf, isPageKey, WORDS, frame } from "./view.js";
 
 const HEADS = ["rank", "layers", "class", "offset", "capacity", "", "used/held", ""];
 const TIPS = {
   rewind: "Stand at the start of an earlier pass again, in the run that is stepped",
   fork: "A second run from here on, which goes its own way",
+  pending: "Tokens of this run whose keys and values these layers have not written yet",
   offset: "Tokens that have gone through it", capacity: "Positions that fit before it grows or turns", "used/held": "Bytes in use, and bytes that are held",
 };
 
@@ -50,6 +51,8 @@ function render(context) {
     state = next;
     view.head({ title: state.model, note: state.note });
     setText(view.note, "KV cache");
+    view.note.title = WORDS.kv;
+    view.subtitle.title = `${state.note} · ${WORDS.phases}`;
     headline.hidden = !state.headline;
     setText(headline, state.headline);
     setText(view.sentence, state.sentence);
@@ -79,7 +82,8 @@ function render(context) {
     const go = one.opens ? h("button.mk-go", { type: "button", title: `Show the norms of layer ${one.layer}` }, one.layers) : one.layers;
     if (one.opens) go.addEventListener("click", () => choose(one.layer), { signal });
     const cells = [String(one.rank), go, one.class, one.offset, one.room, bar(one), one.size, one.detail];
-    return h(`tr${one.layer === state.chosen.layer ? ".chosen" : ""}`, {}, ...cells.map((cell) => h("td", {}, cell)));
+    const tips = { 7: one.detail.includes("pending") ? TIPS.pending : null };
+    return h(`tr${one.layer === state.chosen.layer ? ".chosen" : ""}`, {}, ...cells.map((cell, i) => h("td", { title: tips[i] }, cell)));
   }
 
   /** Kept, written, stale and free slots, and where a ring writes next. @param {any} one */

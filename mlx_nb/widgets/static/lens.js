@@ -10,7 +10,7 @@
  *            texts: string[], top: number}} State
  */
 
-import { h, setText, gridStep, frame } from "./view.js";
+import { h, setText, gridStep, WORDS, frame } from "./view.js";
 
 const MODES = [
   ["probability", "Probability", "How probable the cell's own token is"],
@@ -56,9 +56,10 @@ function render(context) {
   modes.offer(MODES);
   buttons.append(modes.node);
   setText(view.note, "logit lens");
+  view.note.title = "What the model would say if it ended after that layer: each hidden state goes through the last norm and head";
   const scroll = h("div.ml-scroll");
   const where = h("div.mv-title");
-  const facts = h("div.mv-note");
+  const facts = h("div.mv-note", { title: "Entropy: how many bits of doubt are left; 0 bits is one certain token, n bits are as many doubts as 2ⁿ equal ones" });
   const list = h("table.ml-top.mv-numbers", { "aria-label": "Most probable tokens" });
   const key = h("div.mv-legend.ml-key", {},
     h("span.mv-key", {}, h("i.ml-swatch"), h("span.ml-word", {}, "0 to 100 %")),
@@ -94,7 +95,7 @@ function render(context) {
       const first = r === 0 || ranks[r - 1] !== each.rank;
       return h(first && r ? "tr.first" : "tr", { role: "row" },
         first ? h("th.ml-rank", { role: "rowheader", scope: "rowgroup", rowspan: ranks.filter((rank) => rank === each.rank).length }, `rank ${each.rank}`) : null,
-        h("th.ml-layer", { role: "rowheader", scope: "row" }, each.name), ...nodes[r]);
+        h("th.ml-layer", { role: "rowheader", scope: "row", title: each.name === "embed" ? WORDS.ends : null }, each.name), ...nodes[r]);
     });
     const heads = state.columns.map((each) => h("th", { role: "columnheader", scope: "col", title: `token ${each.position}` }, each.text));
     scroll.replaceChildren(h("table.ml-grid", { role: "grid", "aria-label": "Most probable token after each layer, at each position" },

@@ -125,6 +125,8 @@ function render(context) {
       const x = NAMES + ((at - state.start) / state.each + 0.5 / state.each) * wide;
       pen.fillText(String(at), Math.min(Math.max(x, NAMES + 6), W - 10), 8);
     }
+    pen.textAlign = "right";
+    pen.fillText("layer ↓ token →", NAMES - 8, 8);
     if (row >= 0) {
       pen.strokeStyle = ink.now;
       pen.lineWidth = 2;

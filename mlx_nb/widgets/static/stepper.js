@@ -25,7 +25,7 @@
  *            text: string, error: string}} State
  */
 
-import { h, ZERO, RESERVED, strength, colour } from "./view.js";
+import { h, ZERO, RESERVED, strength, colour, WORDS } from "./view.js";
 import { foldedDetails } from "./stepper_details.js";
 
 /** The strides: name, label, key, tooltip; in groups as pdb's users know them. */
@@ -208,7 +208,7 @@ const KV_WORDS = "written: tokens whose keys and values every layer of this rank
 const NUMBER_WORDS = {
   min: "the least finite element",
   mean: "the mean of the finite elements",
-  rms: "root mean square: the typical size of an element, whatever its sign",
+  rms: WORDS.rms,
   max: "the greatest finite element",
   NaN: "elements that are not a number: 0 in a healthy pass",
   Inf: "infinite elements: an overflow, or a mask",
@@ -234,7 +234,7 @@ function laneRow(lane) {
     { role: "listitem" },
     h("div.ms-name", {},
       h("div.ms-who", { title: lane.host }, h("b", {}, `rank ${lane.rank}`), " ", h("span.ms-host", {}, lane.host)),
-      h("div.ms-holds", {}, lane.holds)),
+      h("div.ms-holds", { title: WORDS.ends }, lane.holds)),
     cells,
     h(`div.ms-status.${lane.status}`, {}, h("span", {}, lane.status), h("div", { title: lane.note && KV_WORDS }, lane.note)),
   );
@@ -396,7 +396,7 @@ function previewFigure() {
     const scale = [h("span", {}, `−${state.preview_limit}`), " ", h("i.mv-scale"), " ", h("span", {}, `+${state.preview_limit}`)];
     legend.replaceChildren(
       ...(state.preview_limit ? scale : []),
-      ...(state.preview_note ? [" ", h("span.mv-clipped", {}, state.preview_note)] : []),
+      ...(state.preview_note ? [" ", h("span.mv-clipped", { title: WORDS.clipped }, state.preview_note)] : []),
       ...found.flatMap((index) =>
         [" ", h("span.mv-key", {}, h(`i.mv-hatch.h${index}`), " ", h("span", {}, RESERVED[index].name))]),
     );
@@ -485,7 +485,8 @@ function render({ model, el }) {
     if (shownPlace === going) return;
     shownPlace = going;
     const state = going ? underWayState(model.get("state")) : model.get("state");
-    where.textContent = where.title = state.where;
+    where.textContent = state.where;
+    where.title = [state.where, WORDS.phases].filter(Boolean).join(" · ");
     lanes.replaceChildren(...laneRows(state));
     if (sentence.textContent !== state.sentence) sentence.textContent = state.sentence;
     root.classList.toggle("stale", going || state.status === "running");

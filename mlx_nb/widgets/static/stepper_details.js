@@ -5,7 +5,7 @@
  * @typedef {(wish: {site?: string, when?: string, number?: number, enabled?: boolean}) => void} SetBreakpoint
  */
 
-import { h } from "./view.js";
+import { h, WORDS } from "./view.js";
 
 /** @type {Record<string, string>} */
 const MARKS = { done: "✓", current: "▸", pending: "·" };
@@ -76,9 +76,10 @@ function breakForm(set, signal) {
 /**
  * @param {string} title @param {(state: State) => HTMLElement} draw @param {"modules"|"kv"|"breakpoints"} key
  * @param {HTMLElement|null} [form] what stays below the table; a part without one hides while it is empty
+ * @param {string} [tip]
  */
-function folded(title, draw, key, form = null) {
-  const summary = h("summary", {}, title);
+function folded(title, draw, key, form = null, tip = "") {
+  const summary = h("summary", { title: tip || null }, title);
   const body = h("div.mv-fold-body");
   const node = h("details.mv-fold", {}, summary, body, form);
   return {
@@ -99,7 +100,7 @@ function folded(title, draw, key, form = null) {
 
 /** The foot of the view. @param {SetBreakpoint} set @param {AbortSignal} signal */
 export function foldedDetails(set, signal) {
-  const parts = [folded("Module tree", moduleTable, "modules"), folded("KV cache", kvTable, "kv"),
+  const parts = [folded("Module tree", moduleTable, "modules"), folded("KV cache", kvTable, "kv", null, WORDS.kv),
     folded("Breakpoints", breakTable, "breakpoints", breakForm(set, signal))];
   const node = h("div.mv-folds", {}, ...parts.map((part) => part.node));
   node.addEventListener("click", (event) => {

@@ -12,7 +12,7 @@
  *            values: Float32Array, indices: Uint8Array}} Tile
  */
 
-import { h, svg, setText, ZERO, RESERVED, strength, colour, formatNumber, isPageKey, frame } from "./view.js";
+import { h, svg, setText, ZERO, RESERVED, strength, colour, formatNumber, isPageKey, frame, WORDS } from "./view.js";
 
 const MOST_TILES = 24;
 const ASK_AFTER_MS = 80;
@@ -463,7 +463,7 @@ function render(context) {
   function drawLegend() {
     const limit = limits[range];
     const scale = [h("span", {}, `−${formatNumber(limit)}`), " ", h(`i.mv-scale${range === "log" ? ".mt-log" : ""}`), " ", h("span", {}, `+${formatNumber(limit)}`)];
-    const clipped = range === "part" && limits.all > limit * 1.001 ? [" ", h("span.mv-clipped", {}, "clipped")] : [];
+    const clipped = range === "part" && limits.all > limit * 1.001 ? [" ", h("span.mv-clipped", { title: WORDS.clipped }, "clipped")] : [];
     const reserved = Object.keys(RESERVED).map(Number).filter((index) => tiles.some((each) => each.indices.includes(index)));
     legend.replaceChildren(...(limit ? scale : []), ...clipped, ...reserved.flatMap((index) =>
       [" ", h("span.mv-key", {}, h(`i.mv-hatch.h${index}`), " ", h("span", {}, RESERVED[index].name))]));
@@ -512,7 +512,7 @@ function render(context) {
   function drawNumbers() {
     const alarming = (/** @type {any} */ cell) => ["NaN", "Inf"].includes(cell.name) && cell.value !== "0";
     numbers.replaceChildren(
-      h("thead", {}, h("tr", {}, ...state.numbers.map((/** @type {any} */ cell) => h("th", { scope: "col" }, cell.name)))),
+      h("thead", {}, h("tr", {}, ...state.numbers.map((/** @type {any} */ cell) => h("th", { scope: "col", title: cell.name === "rms" ? WORDS.rms : null }, cell.name)))),
       h("tbody", {}, h("tr", {}, ...state.numbers.map((/** @type {any} */ cell) => h(`td${alarming(cell) ? ".alarm" : ""}`, {}, cell.value)))));
     drawHistogram();
     const rows = state.outliers.map((/** @type {any} */ one) => {
@@ -540,7 +540,8 @@ function render(context) {
     });
     const drawn = svg("svg.mt-histogram", { viewBox: `0 0 ${counts.length * step} ${tall}`, width: counts.length * step, height: tall,
       role: "img", "aria-label": "Histogram: a bar for each power of two, heights as logarithms" }, ...bars);
-    const largest = of(2 ** (octaves[octaves.length - 1][0] + 1));
+    const end = 2 ** (octaves[octaves.length - 1][0] + 1);
+    const largest = end >= 1 && end < 1e6 ? String(end) : of(end);
     histogram.replaceChildren(drawn, h("figcaption.mv-legend.mt-ends", { style: `max-width:${counts.length * step}px` }, h("span", {}, `−${largest}`), " ", h("span", {}, "0"), " ", h("span", {}, `+${largest}`)));
   }
 

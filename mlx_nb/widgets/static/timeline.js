@@ -12,7 +12,7 @@
  *            pooled: boolean}} State
  */
 
-import { h, setText, inks, penOf, isPageKey, frame } from "./view.js";
+import { h, setText, inks, penOf, isPageKey, WORDS, frame } from "./view.js";
 
 const RECORD_BYTES = 30;
 const DECODE_BIT = 16;
@@ -310,14 +310,15 @@ function render(context) {
     if (first || to > state.length_s || to === 0) [from, to] = [0, state.length_s || 1];
     view.head(state);
     setText(view.note, state.summary);
+    view.note.title = "bubbles: the share of the time in which the ranks did not compute";
     setText(view.sentence, state.sentence);
     canvas.style.height = `${AXIS + state.lanes.length * LANE + 14}px`;
     names.replaceChildren(...state.lanes.map((lane) => h("div.mt-name", { title: lane.host },
-      h("div.mt-who", {}, h("b", {}, `rank ${lane.rank}`), " ", h("span", {}, lane.host)), h("div.mt-holds", {}, lane.holds))));
+      h("div.mt-who", {}, h("b", {}, `rank ${lane.rank}`), " ", h("span", {}, lane.host)), h("div.mt-holds", { title: WORDS.ends }, lane.holds))));
     shares.replaceChildren(...state.lanes.map((lane) => h("div.mt-share", { title: HEADS[6][1] }, h("b", {}, lane.busy), " ", h("span", {}, "busy"))));
     phaseButtons.replaceChildren(...(state.phases.length > 1 ? state.phases : []).map((phase) =>
       button(phase.name[0].toUpperCase() + phase.name.slice(1), { title: `Show the ${phase.name} alone` }, () => show(phase.begin_s, phase.end_s))));
-    const rows = state.rows.map((row) => h("tr", {}, h("th", { scope: "row" }, row[0]), ...row.slice(1).map((cell) => h("td", {}, cell))));
+    const rows = state.rows.map((row) => h("tr", {}, h("th", { scope: "row" }, row[0]), ...row.slice(1).map((cell, i) => h("td", { title: i ? null : WORDS.phases }, cell))));
     table.replaceChildren(h("table.mt-table", {},
       h("thead", {}, h("tr", {}, ...HEADS.map(([name, words]) => h("th", { scope: "col", title: words }, name)))), h("tbody", {}, ...rows)));
     const text = state.lanes.map((lane) => `rank ${lane.rank} computes ${lane.busy} of the time`).join(", ");

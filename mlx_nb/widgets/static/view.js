@@ -80,6 +80,15 @@ export function colour(index, x, y) {
 
 // ----------------------------------------------------------------------------------------------------- numbers
 
+/** What several views have to say in a tooltip. */
+export const WORDS = {
+  phases: "prefill: the prompt goes through the model, in chunks; decode: one token at a time",
+  kv: "KV cache: the keys and values of the tokens so far, which every layer keeps so that they are not computed again",
+  ends: "embed makes hidden states of token ids; norm and head make scores for the next token of the last hidden state",
+  rms: "root mean square: the typical size of an element, whatever its sign",
+  clipped: "The largest values all have the last colour, so that a few of them do not fade the rest",
+};
+
 /** A number as mlx_nb/shared/text.py prints it, with a true minus. @param {number} value */
 export function formatNumber(value) {
   if (Number.isNaN(value)) return "NaN";
