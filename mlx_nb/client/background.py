@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_nb.client.generation import Generation
 from mlx_nb.client.live import LiveText
-from mlx_nb.client.remote import Pending
-from mlx_nb.shared.errors import ClusterError, MlxNbError, RunTimeoutError
+from mlx_nb.client.remote import SILENT_S, Pending, StandingStill
+from mlx_nb.shared.errors import ClusterError, MlxNbError, RankSilentError, RunTimeoutError
 from mlx_nb.shared.ids import Rank
 from mlx_nb.shared.outcome import Outcome
 from mlx_nb.shared.request import RunRequest
@@ -27,6 +27,9 @@ WHILE_S = 0.1
 """How long the ranks advance a run before they answer others; it ends at a wait or with a pass."""
 
 LOOK_S = 0.5
+
+LEAVE_S = 0.2
+"""How long ranks may take to free a run that failed because one of them is silent."""
 
 
 class BackgroundRun:
@@ -200,7 +203,14 @@ class BackgroundRun:
         for rank in self._ranks:
             if rank not in ended:
                 submit(rank, paused_s)
+        standing, looked = StandingStill(self._remote.watch), 0.0
         while pending:
+            if (
+                time.monotonic() - looked > LOOK_S
+            ):  # the others answer all the time, and nobody waits for it alone
+                looked = time.monotonic()
+                if silent := [pending[rank] for rank in standing.too_long() if rank in pending]:
+                    raise self._remote.silent_error(silent, SILENT_S, "; its process is stopped")
             try:
                 rank = answers.get(timeout=LOOK_S)
             except queue.Empty:
@@ -244,7 +254,9 @@ class BackgroundRun:
         remote = self._remote
         if self._opened and not remote.ended and not remote.lost():
             try:
-                remote.wait(self.pipe.submit_all("close_run", self.run_id))
+                # A silent rank gets the message as well, for the case that it goes on.
+                patience_s = LEAVE_S if isinstance(self.error, RankSilentError) else None
+                remote.wait(self.pipe.submit_all("close_run", self.run_id), timeout_s=patience_s)
             except MlxNbError as error:
                 self.error = self.error or error
                 return "failed"

@@ -18,7 +18,8 @@ from mlx_nb.client import launch, logs, records, watchdog
 from mlx_nb.client.ctrl_c import held_back
 from mlx_nb.client.loop import LoopThread
 from mlx_nb.client.processes import ProcessId, descendants, end, identify
-from mlx_nb.client.remote import ask
+from mlx_nb.client.remote import SILENT_S, ask
+from mlx_nb.shared.awake import AwakeClock
 from mlx_nb.shared.errors import ClusterStartError, MlxNbError, TooFewEnginesError
 from mlx_nb.shared.ids import EngineId, Rank
 from mlx_nb.shared.spec import ClusterSpec, Hello, RankInfo
@@ -124,8 +125,9 @@ def bring_up(name: str, spec: ClusterSpec, profile: Config, progress: Progress |
     try:
         running.note(watchdog.start(record))
         _start_controller(running, deadline_s, tell)
-        _start_engines(running, deadline_s, tell)
-        _greet(running, deadline_s, tell)
+        engines = _Engines(running)
+        _start_engines(running, engines, deadline_s, tell)
+        _greet(running, engines, deadline_s, tell)
     except BaseException as error:
         problem = _problem(error, record)
         running.take_down()
@@ -153,7 +155,7 @@ def _start_controller(running: Running, deadline_s: float, tell: Progress) -> No
     running.note(identify(controller.pid, "controller"))
 
 
-def _start_engines(running: Running, deadline_s: float, tell: Progress) -> None:
+def _start_engines(running: Running, engines: "_Engines", deadline_s: float, tell: Progress) -> None:
     """Start mpirun, and wait until as many engines have registered as there are to be ranks."""
     assert running.loop
     assert running.launched
@@ -164,16 +166,11 @@ def _start_engines(running: Running, deadline_s: float, tell: Progress) -> None:
     running.client = connect(running.record.folder, running.record.name, _left(deadline_s))
     tell("controller", 1, 1)
     told = -1
-    seen: set[int] = set()
-    looked = 0.0
     while (found := len(running.client.ids)) < count:
         if found != told:
             tell("engines", found, count)
             told = found
-        _check_around(running)
-        if time.monotonic() - looked > LOOK_EVERY_S:
-            looked = time.monotonic()
-            _check_engines(running, seen)
+        engines.check()
         if time.monotonic() > deadline_s:
             raise TimeoutError
         time.sleep(0.02)
@@ -192,36 +189,51 @@ LOOK_EVERY_S = 0.25
 ENGINE_MODULE = "ipyparallel.engine"
 
 
-def _check_engines(running: Running, seen: set[int]) -> None:
-    """Raise if an engine's process has ended: mpirun goes on without it, and nobody would say so before the deadline."""
-    root = running.process("mpirun")
-    parents: dict[int, int] = {}
-    for process in descendants(root) if root else []:
-        with suppress(psutil.Error):
-            if ENGINE_MODULE in process.cmdline():
-                parents[process.pid] = process.ppid()
-    # What an engine forks looks like it for a moment: only those that mpirun started count.
-    seen |= {pid for pid, parent in parents.items() if parent not in parents}
-    if not all(map(_runs, seen)):
-        raise _EndedError("a rank's process ended before it had answered.")
+class _Engines:
+    """The engines' processes while they come up: mpirun goes on without them, and nobody would say so before the deadline."""
+
+    def __init__(self, running: Running) -> None:
+        self._running = running
+        self._seen: dict[int, ProcessId] = {}
+        self._stopped: dict[int, float] = {}
+        self._awake = AwakeClock()
+        self._looked_s = 0.0
+
+    def check(self) -> None:
+        """Raise if mpirun, the controller or an engine has ended, or an engine stands still."""
+        _check_around(self._running)
+        if time.monotonic() - self._looked_s < LOOK_EVERY_S:
+            return
+        self._looked_s, now_s = time.monotonic(), self._awake()
+        self._find()
+        if not all(engine.alive for engine in self._seen.values()):
+            raise _EndedError("a rank's process ended before it had answered.")
+        still = [pid for pid, engine in self._seen.items() if engine.stopped]
+        self._stopped = {pid: self._stopped.get(pid, now_s) for pid in still}
+        if silent := [pid for pid, since_s in self._stopped.items() if now_s - since_s > SILENT_S]:
+            raise _EndedError(f"a rank's process {silent[0]} has been stopped for {SILENT_S:.0f} s.")
+
+    def _find(self) -> None:
+        root = self._running.process("mpirun")
+        found: dict[int, psutil.Process] = {}
+        for process in descendants(root) if root else []:
+            with suppress(psutil.Error):
+                if ENGINE_MODULE in process.cmdline():
+                    found[process.pid] = process
+        for process in found.values():
+            # What an engine forks looks like it for a moment: only those that mpirun started count.
+            with suppress(psutil.Error):
+                if process.ppid() not in found and process.pid not in self._seen:
+                    self._seen[process.pid] = identify(process.pid, "engine")
 
 
-def _runs(pid: int) -> bool:
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.Error:
-        return False
-
-
-def _greet(running: Running, deadline_s: float, tell: Progress) -> None:
+def _greet(running: Running, engines: "_Engines", deadline_s: float, tell: Progress) -> None:
     """Ask every engine who it is, and build the table of ranks from the answers."""
     assert running.client
     count = running.record.spec.ranks
     tell("ranks", 0, count)
-    engines = [EngineId(i) for i in running.client.ids]
-    answers: dict[EngineId, Hello] = ask(
-        running.client, engines, "hello", _left(deadline_s), lambda: _check_around(running)
-    )
+    ids = [EngineId(i) for i in running.client.ids]
+    answers: dict[EngineId, Hello] = ask(running.client, ids, "hello", _left(deadline_s), engines.check)
     check_world(answers, count)
     running.table = {
         said.rank: RankInfo(

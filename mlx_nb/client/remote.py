@@ -36,8 +36,11 @@ SLICE_S = 0.1
 GRACE_S = 2.0
 """How long a wait goes on once a rank is lost or has failed: time for the others to report what they saw."""
 
-SILENT_S = 11.0
-"""How long a stopped process may be waited for. A run's other ranks notice after 10 s, and know at which token."""
+SILENT_GRACE_S = 0.3
+"""The same once a rank has reported another's silence: the cause is known, and the user was promised 10 s."""
+
+SILENT_S = 9.9
+"""How long a stopped process may be waited for. A run's other ranks notice before, and know at which token."""
 
 INTERRUPT_S = 5.0
 """How long ranks may take to end calls that were interrupted while they were being sent."""
@@ -64,6 +67,22 @@ class _Lost:
 
 class _Running:
     """The outcome of a call that has none yet."""
+
+
+class StandingStill:
+    """Sees which ranks' processes have been stopped for too long; ask it often."""
+
+    def __init__(self, watch: "Watch | None") -> None:
+        self._watch = watch
+        self._since: dict[Rank, float] = {}
+        self._awake = AwakeClock()  # what was frozen together with this kernel has not been silent
+
+    def too_long(self) -> set[Rank]:
+        """Those that have stood still for `SILENT_S`."""
+        now_s = self._awake()
+        standing = self._watch.stopped() if self._watch else set()
+        self._since = {rank: self._since.get(rank, now_s) for rank in standing}
+        return {rank for rank, since_s in self._since.items() if now_s - since_s > SILENT_S}
 
 
 class Watch(Protocol):
@@ -231,27 +250,29 @@ class Remote:
 
     def _wait(self, pending: Sequence[Pending], timeout_s: float | None) -> None:
         """Return when all calls are done, or some will never be."""
-        awake = AwakeClock()  # what was frozen together with this kernel has not been silent
+        awake = AwakeClock()
         began_s = awake()
         give_up_s = float("inf")
-        stopped: dict[Rank, float] = {}
+        standing = StandingStill(self.watch)
         while waiting := [one for one in pending if not one.done]:
             waiting[0].result.wait(SLICE_S)
             now_s = awake()
             if self.ended:
                 raise ClusterError(self.ended, "Type: %mlx_cluster start")
-            if self.lost() or any(one.done and isinstance(_outcome(one), Failure) for one in pending):
-                give_up_s = min(give_up_s, now_s + GRACE_S)
+            failures = [what for one in pending if isinstance(what := _outcome(one), Failure)]
+            if failures or self.lost():
+                silence = any(isinstance(failure.error, RankSilentError) for failure in failures)
+                give_up_s = min(give_up_s, now_s + (SILENT_GRACE_S if silence else GRACE_S))
             if now_s > give_up_s:
                 return
-            standing = self.watch.stopped() if self.watch else set()
-            stopped = {one.rank: stopped.get(one.rank, now_s) for one in waiting if one.rank in standing}
-            if silent := [one for one in waiting if now_s - stopped.get(one.rank, now_s) > SILENT_S]:
-                raise self._silent(silent, SILENT_S, "; its process is stopped")
+            too_long = standing.too_long()
+            if silent := [one for one in waiting if one.rank in too_long]:
+                raise self.silent_error(silent, SILENT_S, "; its process is stopped")
             if timeout_s is not None and now_s - began_s > timeout_s and not all(one.done for one in waiting):
-                raise self._silent(waiting, now_s - began_s)
+                raise self.silent_error(waiting, now_s - began_s)
 
-    def _silent(self, waiting: Sequence[Pending], waited_s: float, why: str = "") -> MlxNbError:
+    def silent_error(self, waiting: Sequence[Pending], waited_s: float, why: str = "") -> RankSilentError:
+        """The error that names the ranks that have not answered."""
         names = ", ".join(self._name(one.rank) for one in waiting)
         has = "has" if len(waiting) == 1 else "have"
         return RankSilentError(

@@ -22,6 +22,7 @@ from mlx_nb.engine.report import position_of
 from mlx_nb.engine.run import PassEnded, Run, Waiting
 from mlx_nb.engine.stop import Stop, first_array
 from mlx_nb.engine.transfer import MAX_TRANSFER_BYTES
+from mlx_nb.engine.transport import SILENCE_S
 from mlx_nb.shared.breaks import Break
 from mlx_nb.shared.errors import (
     MlxNbError,
@@ -34,8 +35,6 @@ from mlx_nb.shared.outcome import Outcome
 from mlx_nb.shared.strides import Stride
 from mlx_nb.shared.text import format_layers, format_size
 from mlx_nb.shared.timeline import RankTimes
-
-SILENCE_S = 10.0
 
 
 @dataclass(slots=True)
@@ -232,11 +231,11 @@ def _go_through(run: Run) -> None:
 
 def _check_voice(run: Run, rank: int, why: str) -> None:
     """Raise if another rank has given no sign of life for too long."""
-    if run.stage.transport.silent_s(rank) > SILENCE_S:
+    if (silent_s := run.stage.transport.silent_s(rank)) > SILENCE_S:
         shard = run.stage.shards[rank]
         token = len(run.tokens) - len(run.request.tokens)
         raise RankSilentError(
-            f"Rank {rank} ({format_layers(shard.layers)}) has been silent for {SILENCE_S:.0f} s, at token "
+            f"Rank {rank} ({format_layers(shard.layers)}) has been silent for {silent_s:.0f} s, at token "
             f"{token}; rank {run.stage.rank} {why}.",
             "Text so far: pipe.last.text. Type: %mlx_cluster restart",
         )

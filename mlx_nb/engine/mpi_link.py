@@ -65,6 +65,7 @@ class MpiLink:
         self._outgoing: deque[_Outgoing] = deque()
         self._aborted: dict[int, RunError] = {}
         self._runs: set[int] = set()
+        self._heard: set[int] = set()
         self._stale: dict[int, float] = {}
         self._awake = AwakeClock()  # the progress thread keeps it going while there are runs
         self._last_seen = dict.fromkeys(range(self.size), self._awake())
@@ -96,7 +97,7 @@ class MpiLink:
             if not incoming.request.Test():
                 return None
         del self._incoming[key]
-        self._last_seen[source] = self._awake()
+        self._hear(source)
         value, size_bytes = self._readers[key].unpack(incoming.coming)
         return Arrival(value=value, size_bytes=size_bytes, seconds=time.monotonic() - incoming.started)
 
@@ -122,10 +123,16 @@ class MpiLink:
         return self._awake() - self._last_seen[source]
 
     def begin(self, run_id: int) -> None:
-        """Send signs of life until `end`, and count the others' silence from now."""
+        """Send signs of life until `end`, and count the others' silence.
+
+        From now, if this run is new here or a rank has not begun it. A run in the background begins again with every
+        piece, and all send signs of life between them.
+        """
         self._read_signals()
+        if run_id not in self._runs:
+            self._heard.clear()
         now = self._awake()
-        for rank in self._last_seen:
+        for rank in self._last_seen.keys() - self._heard:
             self._last_seen[rank] = now
         self._runs.add(run_id)
         self._wake.set()
@@ -157,6 +164,10 @@ class MpiLink:
         self._wake.set()
         self._thread.join(timeout=2)
 
+    def _hear(self, source: int) -> None:
+        self._last_seen[source] = self._awake()
+        self._heard.add(source)
+
     def _tag(self, run_id: int) -> int:
         return run_id % self._tag_limit
 
@@ -187,7 +198,7 @@ class MpiLink:
                 message.Recv([text, MPI.BYTE])
             except MPI.Exception:
                 return  # a dead peer shows where a value is awaited from it
-            self._last_seen[status.Get_source()] = self._awake()
+            self._hear(status.Get_source())
             if text[0] in (_ABORT, _INTERRUPT):
                 error = RunInterruptedError if text[0] == _INTERRUPT else RunAbortedError
                 reason = bytes(text[9:]).decode(errors="replace")

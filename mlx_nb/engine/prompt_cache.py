@@ -18,13 +18,14 @@ from mlx_nb.engine import mlx_lm_api
 from mlx_nb.engine.kept import KeptKV
 from mlx_nb.engine.kv import KVEntry, make_kv_cache, offset_of, parts_of
 from mlx_nb.engine.pytree import Tree, arrays_of
+from mlx_nb.engine.transport import SILENCE_S
 from mlx_nb.engine.weights import read_header
 from mlx_nb.shared.errors import PromptCacheError, RankSilentError, WeightsError
 
 if TYPE_CHECKING:
     from mlx_nb.engine.stage import Stage
 
-SILENCE_S, NAP_S = 10.0, 0.001
+NAP_S = 0.001
 _GROWING = ("KVCache", "QuantizedKVCache", "ConcatenateKVCache")
 
 
@@ -242,9 +243,9 @@ def _send(stage: "Stage", target: int, run_id: int, value: Tree) -> None:
 def _receive(stage: "Stage", source: int, run_id: int) -> Any:
     while (arrival := stage.transport.poll(source, run_id)) is None:
         stage.transport.check(run_id)
-        if stage.transport.silent_s(source) > SILENCE_S:
+        if (silent_s := stage.transport.silent_s(source)) > SILENCE_S:
             raise RankSilentError(
-                f"Rank {source} has been silent for {SILENCE_S:.0f} s, with a prompt cache on its way.",
+                f"Rank {source} has been silent for {silent_s:.0f} s, with a prompt cache on its way.",
                 "Type: %mlx_cluster restart",
             )
         time.sleep(NAP_S)

@@ -12,6 +12,9 @@ import mlx.core as mx
 
 from mlx_nb.engine.pytree import Tree, arrays_of, flatten, unflatten
 
+SILENCE_S = 9.5
+"""How long another rank may give no sign of life. A user is promised 10 s, and the report takes its way."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrival:

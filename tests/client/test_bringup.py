@@ -1,11 +1,19 @@
 """What a start makes of the ranks' answers and of mpirun's words."""
 
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import psutil
 import pytest
 
-from mlx_nb.client import logs
+from mlx_nb.client import bringup, logs
 from mlx_nb.client.bringup import check_world
+from mlx_nb.client.processes import ProcessId, identify
 from mlx_nb.shared.errors import ClusterStartError
 from mlx_nb.shared.ids import EngineId, Rank
 from mlx_nb.shared.spec import Hello
@@ -82,3 +90,54 @@ def test_long_complaints_keep_their_beginning_and_their_end(tmp_path: Path) -> N
     assert shown[0] == "0"
     assert shown[-1] == "99"
     assert len(shown) == 24
+
+
+PARENT = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "input()", "ipyparallel.engine"], stdin=subprocess.PIPE)
+print(child.pid, flush=True)
+input()
+child.kill()
+"""
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, psutil.Process]]:
+    """What looks after the engines of a start, and the only engine, a process below one in mpirun's place."""
+    monkeypatch.setattr(bringup, "SILENT_S", 0.3)
+    monkeypatch.setattr(bringup, "LOOK_EVERY_S", 0.0)
+    command = [sys.executable, "-c", PARENT]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout
+        engine = psutil.Process(int(parent.stdout.readline()))
+        known: dict[str, ProcessId] = {"mpirun": identify(parent.pid, "mpirun")}
+        yield bringup._Engines(SimpleNamespace(process=known.get)), engine  # type: ignore[arg-type]
+        parent.communicate("\n")
+
+
+def look_until(engines: Any, seconds: float) -> None:
+    end_s = time.monotonic() + seconds
+    while time.monotonic() < end_s:
+        engines.check()
+        time.sleep(0.05)
+
+
+def test_an_engine_that_stands_still_ends_the_start(engine: tuple[Any, psutil.Process]) -> None:
+    engines, process = engine
+    look_until(engines, 0.5)  # the control: one that runs is fine
+    process.suspend()
+
+    with pytest.raises(bringup._EndedError, match=f"process {process.pid} has been stopped"):
+        look_until(engines, 10)
+
+    process.resume()
+    look_until(engines, 0.5)
+
+
+def test_an_engine_that_ends_ends_the_start(engine: tuple[Any, psutil.Process]) -> None:
+    engines, process = engine
+    engines.check()
+    process.kill()
+
+    with pytest.raises(bringup._EndedError, match="ended before it had answered"):
+        look_until(engines, 10)

@@ -11,10 +11,11 @@ from typing import Any
 import psutil
 import pytest
 
+from mlx_nb.client import remote
 from mlx_nb.client.background import BackgroundRun
 from mlx_nb.client.cluster import Cluster
 from mlx_nb.client.pipe import Pipe
-from mlx_nb.shared.errors import ClusterError, MlxNbError, OptionError, RunTimeoutError
+from mlx_nb.shared.errors import ClusterError, MlxNbError, OptionError, RankSilentError, RunTimeoutError
 from tests.cluster.conftest import loaded
 from tests.cluster.reference import IDS, MAX_TOKENS, PROMPTS, TINY_TOKENS
 from tests.conftest import seconds_until
@@ -137,6 +138,23 @@ def test_it_answers_while_it_runs(pipe2: Pipe, reference: dict[str, Any]) -> Non
     with pytest.raises(RunTimeoutError, match="The run is running after 0 s, with"):
         run.wait(0)
     run.stop()
+
+
+def test_a_rank_that_stands_still_ends_it_and_frees_the_others(
+    pipe2: Pipe, reference: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "SILENT_S", 0.5)  # before the other rank notices, who would name the token
+    run = begun(pipe2.start(LONG, max_tokens=HUNDREDS))
+    still = psutil.Process(pipe2.cluster.ranks[1].pid)
+    still.suspend()
+    try:
+        with pytest.raises(RankSilentError, match=r"Rank 1 \(.*\) has been silent .*its process is stopped"):
+            run.wait(SOON_S)
+    finally:
+        still.resume()
+
+    assert run.text
+    assert pipe2.generate(PROMPTS[0], max_tokens=4).token_ids == reference["answers"][0]["token_ids"][:4]
 
 
 def test_runs_take_turns(pipe2: Pipe, reference: dict[str, Any]) -> None:

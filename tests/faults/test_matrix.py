@@ -58,6 +58,9 @@ def test_every_fault_in_every_phase(fault: str, phase: str) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("seed", range(200))
-def test_random_faults(seed: int) -> None:
-    assert_good(run_cell(*draw(seed)))
+@pytest.mark.timeout(7200)
+def test_two_hundred_random_faults_in_a_row() -> None:
+    bed = matrix.Bed()
+    for seed in range(200):
+        assert_good(bed.play(*draw(seed)))
+    bed.close()
