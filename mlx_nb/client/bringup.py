@@ -18,7 +18,7 @@ from mlx_nb.client import launch, logs, records, watchdog
 from mlx_nb.client.ctrl_c import held_back
 from mlx_nb.client.loop import LoopThread
 from mlx_nb.client.processes import ProcessId, descendants, end, identify
-from mlx_nb.client.remote import SILENT_S, ask
+from mlx_nb.client.remote import ask
 from mlx_nb.shared.awake import AwakeClock
 from mlx_nb.shared.errors import ClusterStartError, MlxNbError, TooFewEnginesError
 from mlx_nb.shared.ids import EngineId, Rank
@@ -186,6 +186,8 @@ def _check_around(running: Running) -> None:
 
 
 LOOK_EVERY_S = 0.25
+STILL_S = 8.0
+"""How long an engine may stand still; a user is promised 10 s, and everything is ended before the error is shown."""
 ENGINE_MODULE = "ipyparallel.engine"
 
 
@@ -210,8 +212,8 @@ class _Engines:
             raise _EndedError("a rank's process ended before it had answered.")
         still = [pid for pid, engine in self._seen.items() if engine.stopped]
         self._stopped = {pid: self._stopped.get(pid, now_s) for pid in still}
-        if silent := [pid for pid, since_s in self._stopped.items() if now_s - since_s > SILENT_S]:
-            raise _EndedError(f"a rank's process {silent[0]} has been stopped for {SILENT_S:.0f} s.")
+        if silent := [pid for pid, since_s in self._stopped.items() if now_s - since_s > STILL_S]:
+            raise _EndedError(f"a rank's process {silent[0]} has been stopped for {STILL_S:.0f} s.")
 
     def _find(self) -> None:
         root = self._running.process("mpirun")

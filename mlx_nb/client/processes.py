@@ -45,13 +45,7 @@ class ProcessId:
     def stopped(self) -> bool:
         """Whether it is there and stands still, by SIGSTOP or in a debugger's hands."""
         process = self.find()
-        try:
-            return process is not None and process.status() in (
-                psutil.STATUS_STOPPED,
-                psutil.STATUS_TRACING_STOP,
-            )
-        except psutil.Error:
-            return False
+        return process is not None and is_stopped(process)
 
     def memory_bytes(self) -> int:
         """Resident memory, 0 if the process ended."""
@@ -63,6 +57,14 @@ class ProcessId:
 
     def to_json(self) -> dict[str, object]:
         return asdict(self)
+
+
+def is_stopped(process: psutil.Process) -> bool:
+    """Whether a process stands still."""
+    try:
+        return process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+    except psutil.Error:
+        return False
 
 
 def identify(pid: int | None = None, role: str = "") -> ProcessId:
@@ -100,7 +102,7 @@ def marked(name: str) -> list[psutil.Process]:
 
 
 def end(name: str, recorded: Iterable[ProcessId], *, spare: Sequence[int] = (), term_s: float = 3.0) -> float:
-    """End a cluster's processes: SIGTERM, wait, SIGKILL.
+    """End a cluster's processes: SIGTERM, wait, SIGKILL; stopped ones are killed at once.
 
     Args:
         name: The cluster, whose mark the processes carry.
@@ -118,7 +120,8 @@ def end(name: str, recorded: Iterable[ProcessId], *, spare: Sequence[int] = (), 
         if process and process.pid not in spare:
             victims[process.pid] = process
     for process in victims.values():
-        _send(process, "terminate")
+        # One that is stopped is deaf to SIGTERM, and the time for it would be lost.
+        _send(process, "kill" if is_stopped(process) else "terminate")
     _, left = psutil.wait_procs(list(victims.values()), timeout=term_s)
     # What was forked meanwhile is marked as well.
     late = {p.pid: p for p in [*left, *marked(name)] if p.pid not in spare}

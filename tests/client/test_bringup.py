@@ -104,7 +104,7 @@ child.kill()
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, psutil.Process]]:
     """What looks after the engines of a start, and the only engine, a process below one in mpirun's place."""
-    monkeypatch.setattr(bringup, "SILENT_S", 0.3)
+    monkeypatch.setattr(bringup, "STILL_S", 0.3)
     monkeypatch.setattr(bringup, "LOOK_EVERY_S", 0.0)
     command = [sys.executable, "-c", PARENT]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:

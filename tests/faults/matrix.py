@@ -82,7 +82,8 @@ class Cell:
     @property
     def late_s(self) -> float:
         """By how much the report came later than promised."""
-        return max(0.0, self.reported_s - (SILENT_S if self.fault.startswith("stop") else DEAD_S))
+        limit_s = SILENT_S if self.fault.startswith("stop") else DEAD_S
+        return max(0.0, round(self.reported_s - limit_s, 1))
 
 
 def run_cell(fault: str, phase: str, delay_s: float = 0.0) -> Cell:
