@@ -3,23 +3,16 @@
 Set MLX_NB_SCREENSHOTS to a folder to keep the pictures.
 """
 
-import json
 import os
-import secrets
 import shutil
-import socket
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pytest
+
+from tests.jupyter_lab import Lab, open_notebook, page_of, run_cell, serving
 
 pytestmark = [pytest.mark.browser, pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -36,101 +29,16 @@ STEP, GENERATE = 3, 4
 VIEW = ".mlxnb-stepper"
 
 
-@dataclass
-class Lab:
-    """A JupyterLab that serves one folder."""
-
-    url: str
-    token: str
-    folder: Path
-
-    def notebook(self, name: str) -> str:
-        return f"{self.url}/lab/tree/{name}?token={self.token}&reset"
-
-
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    folder = tmp_path_factory.mktemp("lab")
-    homes = {
-        f"JUPYTER_{kind}_DIR": str(tmp_path_factory.mktemp(kind.lower()))
-        for kind in ("CONFIG", "DATA", "RUNTIME")
-    }
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    token = secrets.token_hex(16)
-    settings = (
-        Path(homes["JUPYTER_CONFIG_DIR"]) / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
-    )
-    settings.mkdir(parents=True)
-    (settings / "notification.jupyterlab-settings").write_text(
-        json.dumps({"fetchNews": "false", "checkForUpdates": False})
-    )
-    command = [
-        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--ip=127.0.0.1",
-        f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}", "--LabApp.expose_app_in_browser=True",
-        "--ServerApp.jpserver_extensions={'ipyparallel': True}",
-    ]  # fmt: skip
-    with (folder / "server.log").open("w") as log:
-        server = subprocess.Popen(command, env=os.environ | homes, stdout=log, stderr=log)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(300):
-            try:
-                with urllib.request.urlopen(f"{url}/api?token={token}", timeout=5):
-                    break
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.1)
-        yield Lab(url, token, folder)
-    finally:
-        server.terminate()
-        try:
-            server.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+    with serving(tmp_path_factory) as found:
+        yield found
 
 
 @pytest.fixture
 def lab_page(chromium: Any, lab: Lab) -> Iterator[Any]:
-    """A page that notes every address outside this server."""
-    context = chromium.new_context(viewport={"width": 1280, "height": 1400})
-    page = context.new_page()
-    page.set_default_timeout(60_000)
-    page.strangers = []
-    page.on("request", lambda r: None if _is_ours(r.url, lab) else page.strangers.append(r.url))
-    yield page
-    context.close()
-
-
-def _is_ours(url: str, lab: Lab) -> bool:
-    return url.startswith((lab.url, lab.url.replace("http", "ws", 1), "blob:", "data:"))
-
-
-def open_notebook(page: Any, lab: Lab, name: str, cells: tuple[str, ...]) -> None:
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(notebook, lab.folder / name)
-    page.goto(lab.notebook(name))
-    page.wait_for_function(
-        "() => window.jupyterapp && document.querySelectorAll('.jp-Notebook .jp-Cell').length > 3"
-    )
-    page.get_by_text("| Idle").first.wait_for()
-
-
-def run_cell(page: Any, index: int) -> str:
-    """Run one cell, wait until it has a number, and return what it printed."""
-    cell = page.locator(".jp-Notebook .jp-CodeCell").nth(index)
-    cell.locator(".jp-InputPrompt").first.click()
-    page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-cell')")
-    page.wait_for_function(
-        "i => /\\[\\d+\\]/.test(document.querySelectorAll('.jp-Notebook .jp-CodeCell')[i]"
-        ".querySelector('.jp-InputPrompt').textContent)",
-        arg=index,
-    )
-    return (
-        cell.locator(".jp-OutputArea").inner_text() if cell.locator(".jp-OutputArea-output").count() else ""
-    )
+    with page_of(chromium, lab) as page:
+        yield page
 
 
 def keep(page: Any, name: str) -> None:

@@ -1,0 +1,202 @@
+"""The views as a user meets them: a real JupyterLab, a real two-rank cluster, and what is clicked there.
+
+The tests share one notebook and go through it in their order. Set MLX_NB_SCREENSHOTS to a folder to keep pictures.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.jupyter_lab import (
+    Lab,
+    open_notebook,
+    page_of,
+    run_cell,
+    serving,
+    start_cell,
+    until_ready,
+    wait_for_cell,
+)
+
+pytestmark = [pytest.mark.browser, pytest.mark.cluster, pytest.mark.timeout(600)]
+
+LONG = 1500
+CELLS = (
+    "%load_ext mlx_nb",
+    "%mlx_cluster start --ranks 2",
+    "%mlx_load smollm2",
+    "%%mlx_step --max-tokens 2\nWhat is the capital of France?",
+    "%mlx_show tensor",
+    "%mlx_show kv",
+    "cluster = mlx_nb.current.cluster\ncluster",
+    f"%mlx_generate --raw --max-tokens {LONG} Once upon a time there was a little robot, and",
+    "%mlx_freeze",
+    "%mlx_cluster stop",
+)
+STEP, TENSOR, KV, CLUSTER, GENERATE, FREEZE, STOP = range(3, 10)
+
+
+class Desk:
+    """A notebook in a page.
+
+    Attributes:
+        page: Playwright's page.
+        lab: Its server.
+    """
+
+    def __init__(self, page: Any, lab: Lab) -> None:
+        self.page, self.lab = page, lab
+
+    def open(self) -> "Desk":
+        open_notebook(self.page, self.lab, "views.ipynb", ("import mlx_nb\n" + CELLS[0], *CELLS[1:]))
+        for index in range(CLUSTER + 1):
+            run_cell(self.page, index)
+        self.view("cluster").wait_for()
+        return self
+
+    def view(self, name: str) -> Any:
+        return self.page.locator(f".mlxnb-{name}")
+
+    def press(self, view: str, button: str) -> None:
+        self.view(view).get_by_role("button", name=button, exact=True).click()
+
+    def until(self, view: str, text: str) -> None:
+        self.page.wait_for_function(
+            "([view, text]) => document.querySelector(view)?.innerText.includes(text)",
+            arg=[f".mlxnb-{view}", text],
+            timeout=30_000,
+        )
+
+    def status(self, view: str) -> str:
+        return str(self.view(view).locator(".mv-header .mv-pill").inner_text())
+
+    def until_status(self, view: str, status: str) -> None:
+        self.page.wait_for_function(
+            "([view, text]) => document.querySelector(view + ' .mv-header .mv-pill')?.innerText === text",
+            arg=[f".mlxnb-{view}", status],
+            timeout=30_000,
+        )
+
+    def keep(self, name: str) -> None:
+        if folder := os.environ.get("MLX_NB_SCREENSHOTS"):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            self.page.screenshot(path=str(Path(folder) / f"{name}.png"), full_page=True)
+
+
+def step_look_and_pause(desk: Desk) -> None:
+    """What a user does with the views of one notebook."""
+    # Step with the buttons; a view of the value and one of the KV caches go along.
+    desk.press("stepper", "Layer")
+    desk.until("stepper", "has left layer 0")
+    desk.until("tensor", "layers.0")
+    desk.press("stepper", "Layer")
+    desk.until("tensor", "layers.1")
+    desk.press("stepper", "Rank")
+    desk.until("stepper", "has received the hidden state from rank 0")
+    desk.until("cluster", "stopped")
+    assert desk.view("cluster").locator(".mc-card .mv-pill").all_inner_texts() == ["waiting", "stopped"]
+
+    # Zoom.
+    out = desk.view("tensor").get_by_role("button", name="Zoom out", exact=True)
+    assert out.get_attribute("aria-disabled") == "true"
+    desk.press("tensor", "Zoom in")
+    desk.page.wait_for_function(
+        "() => document.querySelector('.mlxnb-tensor [aria-label=\"Zoom out\"]').getAttribute('aria-disabled') === 'false'"
+    )
+
+    # Go on until the token is done, and to the end.
+    desk.press("stepper", "Token")
+    desk.until("stepper", "decode 37:38")
+    desk.view("stepper").focus()
+    desk.page.keyboard.press("c")
+    desk.until("stepper", "The run has ended")
+
+    # Cut tokens off the KV caches.
+    desk.page.wait_for_function(
+        "() => document.querySelector('.mlxnb-kv tbody').innerText.includes('38')", timeout=30_000
+    )
+    desk.view("kv").get_by_label("Tokens to cut off").fill("2")
+    desk.until("kv", "38 → 36 tokens")
+    desk.press("kv", "Trim")
+    desk.until("kv", "2 tokens were cut off every layer")
+
+    # A cell generates: Pause lets it stand still, Go on lets it go on, Interrupt ends it.
+    cell = start_cell(desk.page, GENERATE)
+    desk.until_status("cluster", "running")
+    desk.page.wait_for_function(
+        "() => /[0-9.]+ tok\\/s/.test(document.querySelector('.mc-speed').textContent)", timeout=30_000
+    )
+    desk.press("cluster", "Pause")
+    desk.until_status("cluster", "paused")
+    printed = cell.locator(".jp-OutputArea").inner_text()
+    desk.keep("views-paused")
+    desk.until_status("kv", "paused")  # the other view knows, and shows what the run holds
+    desk.page.wait_for_timeout(700)
+    assert cell.locator(".jp-OutputArea").inner_text() == printed
+    desk.press("kv", "Go on")
+    desk.until_status("cluster", "running")
+    desk.page.wait_for_function(
+        "([i, text]) => document.querySelectorAll('.jp-Notebook .jp-CodeCell')[i].querySelector('.jp-OutputArea')"
+        ".innerText.length > text.length",
+        arg=[GENERATE, printed],
+        timeout=30_000,
+    )
+    desk.press("cluster", "Interrupt")
+    said = wait_for_cell(desk.page, GENERATE, cell)
+    assert "interrupted" in said, said
+    desk.until_status("cluster", "idle")
+
+
+@pytest.fixture(scope="module")
+def desk(chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    with serving(tmp_path_factory) as lab, page_of(chromium, lab) as page:
+        yield Desk(page, lab).open()
+
+
+def test_a_user_steps_zooms_trims_and_pauses(desk: Desk) -> None:
+    step_look_and_pause(desk)
+    assert desk.page.strangers == []
+
+
+def test_a_page_that_is_loaded_again_has_its_views_again(desk: Desk) -> None:
+    page = desk.page
+    page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.reload()
+    until_ready(page, desk.lab)
+    for name in ("stepper", "tensor", "kv", "cluster"):
+        desk.view(name).first.wait_for()
+    desk.keep("views-reloaded")
+    desk.press("stepper", "Restart")
+    desk.until("stepper", "embed_tokens")
+    desk.until_status("cluster", "stopped")
+    assert "not found" not in page.locator(".jp-Notebook").inner_text()
+
+
+def test_a_kernel_that_is_restarted_leaves_no_broken_view_and_no_process(desk: Desk) -> None:
+    page = desk.page
+    page.evaluate("() => void window.jupyterapp.commands.execute('notebook:restart-kernel')")
+    page.locator(".jp-Dialog .jp-mod-accept").click()
+    until_ready(page, desk.lab)
+    desk.keep("views-restarted")
+    text = page.locator(".jp-Notebook").inner_text()
+    assert "Error displaying widget" not in text
+    assert "not found" not in text
+    for index in range(STEP + 1):
+        run_cell(page, index)
+    desk.press("stepper", "Layer")
+    desk.until("stepper", "has left layer 0")
+    assert "has stopped" in run_cell(page, STOP)
+
+
+@pytest.mark.soak
+def test_notebook_7_does_the_same(chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
+    with serving(tmp_path_factory, "notebook") as lab, page_of(chromium, lab) as page:
+        desk = Desk(page, lab).open()
+        step_look_and_pause(desk)
+        assert "pictures now" in run_cell(page, FREEZE)
+        assert "has stopped" in run_cell(page, STOP)
+        assert page.strangers == []
