@@ -124,6 +124,17 @@ class View(anywidget.AnyWidget):
 
     # ---- the wire -----------------------------------------------------------------------------------
 
+    def open(self) -> None:
+        """Tell the page that there is a widget, and let what the page says come where the page sends it.
+
+        JupyterLab sends it to a subshell, which hears it while a cell runs. ipykernel 7.4 hands it to the shell that
+        published last instead. A view is drawn from threads, which count as the main shell: Pause would wait there
+        for the end of the very cell that it shall pause.
+        """
+        super().open()
+        if hasattr(self.comm, "_reply_subshell_for"):
+            self.comm._reply_subshell_for = lambda _data, asked: asked
+
     def _on_message(self, _widget: Any, content: dict[str, Any], _buffers: Any) -> None:
         kind = content.get("kind")
         if kind == "ask":

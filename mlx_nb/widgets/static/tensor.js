@@ -532,7 +532,8 @@ function render(context) {
     const counts = [...[...octaves].reverse().map(([e, n]) => ["negative", n, `${of(-(2 ** (e + 1)))} to ${of(-(2 ** e))}`]),
       ["zero", state.zeros, "zero"], ...octaves.map(([e, , n]) => ["positive", n, `${of(2 ** e)} to ${of(2 ** (e + 1))}`])];
     const most = Math.max(...counts.map(([, count]) => Math.log1p(count))) || 1;
-    const [step, tall] = [8, 56];
+    const tall = 56;
+    const step = Math.max(8, Math.ceil(160 / counts.length)); // one power of two alone still has room for its axis
     const bars = counts.map(([kind, count, words], i) => {
       const high = (tall * Math.log1p(count)) / most;
       return svg(`rect.${kind}`, { x: i * step, y: (tall - high).toFixed(1), width: step - 1, height: high.toFixed(1) },
