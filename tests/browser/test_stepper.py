@@ -364,7 +364,7 @@ def test_the_cleanup_removes_every_listener_and_timer(view):
         return len(found["listeners"])
 
     assert listeners() > 10  # the control: this is what a view without a cleanup would leave
-    assert view.page.evaluate("window.listeners()") == 5
+    assert view.page.evaluate("window.listeners()") == 6
 
     view.page.evaluate("cleanup()")
 

@@ -25,7 +25,7 @@
  *            text: string, error: string}} State
  */
 
-import { h, ZERO, RESERVED, strength, colour, WORDS } from "./view.js";
+import { h, lineTo, ZERO, RESERVED, strength, colour, WORDS } from "./view.js";
 import { foldedDetails } from "./stepper_details.js";
 
 /** The strides: name, label, key, tooltip; in groups as pdb's users know them. */
@@ -547,7 +547,7 @@ function render({ model, el }) {
    * @param {{site?: string, when?: string, number?: number, enabled?: boolean}} wish
    */
   function setBreakpoint(wish) {
-    model.send({ kind: "ask", what: "breakpoint", id: ++id, details: wish });
+    line.send({ kind: "ask", what: "breakpoint", id: ++id, details: wish });
   }
 
   lanes.addEventListener("click", (event) => {
@@ -581,12 +581,12 @@ function render({ model, el }) {
   function ask(/** @type {string} */ stride) {
     if (!allowed(stride)) return;
     pending = { id: ++id, stride };
-    model.send({ kind: "stride", stride, id });
+    if (!line.send({ kind: "stride", stride, id })) pending = null;
     drawBusy();
   }
 
   function interrupt() {
-    if (underWay() && model.get("can_interrupt")) model.send({ kind: "interrupt" });
+    if (underWay() && model.get("can_interrupt")) line.send({ kind: "interrupt" });
   }
 
   for (const [each, node] of buttons) {
@@ -610,10 +610,12 @@ function render({ model, el }) {
   for (const [event, callback] of events) model.on(/** @type {string} */ (event), /** @type {Function} */ (callback));
 
   el.append(root);
+  const line = lineTo(model, root);
   drawState();
 
   return () => {
     listening.abort();
+    line.end();
     clearInterval(clock);
     preview.stop();
     for (const [event, callback] of events) model.off(/** @type {string} */ (event), /** @type {Function} */ (callback));

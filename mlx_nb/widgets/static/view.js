@@ -44,6 +44,39 @@ function fill(node, attributes, children) {
   return node;
 }
 
+/**
+ * A view's way to Python, which says in the view when there is nobody any more: its buttons are dead then.
+ *
+ * JupyterLab tells widgets when their kernel is restarted; where nobody tells, the next message cannot be sent.
+ * @param {Model} model @param {HTMLElement} root @param {() => void} [over] called when it has ended
+ */
+export function lineTo(model, root, over = () => {}) {
+  let alive = true;
+  function cut() {
+    if (!alive) return;
+    alive = false;
+    const header = /** @type {HTMLElement} */ (root.querySelector(".mv-header"));
+    for (const node of header.querySelectorAll(".mv-buttons, .mv-pill")) node.setAttribute("inert", "");
+    header.after(h("div.mv-gone", { role: "status" }, "This is a picture now, for the view's kernel has ended. Run its cell again."));
+    root.classList.add("gone");
+    over();
+  }
+  model.on("comm_live_update", cut);
+  return {
+    /** @param {object} content @returns {boolean} whether it was sent */
+    send(content) {
+      try {
+        if (alive) model.send(content);
+      } catch (error) {
+        console.warn(error);
+        cut();
+      }
+      return alive;
+    },
+    end: () => model.off("comm_live_update", cut),
+  };
+}
+
 /** Set a text only if it is another one, so that a screen reader hears changes alone. */
 export function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
@@ -188,6 +221,8 @@ export function frame({ model, el }, name, label) {
   const error = h("div.mv-error.mv-mono", { role: "alert", hidden: true });
   const root = h(`div.mlxnb-view.mlxnb-${name}`, { role: "group", tabindex: 0, "aria-label": label }, header, body, sentence, error);
 
+  const line = lineTo(model, root, () => forgetAll());
+
   /** Listen to the model until the view ends. @param {string} event @param {Function} callback */
   function on(event, callback) {
     events.push([event, callback]);
@@ -203,8 +238,15 @@ export function frame({ model, el }, name, label) {
     return new Promise((resolve) => {
       waiting.set(++id, { resolve, what });
       drawBusy();
-      model.send({ kind: "ask", what, id, details });
+      if (!line.send({ kind: "ask", what, id, details })) forgetAll();
     });
+  }
+
+  /** Nobody will answer what is still asked. */
+  function forgetAll() {
+    for (const { resolve } of waiting.values()) resolve(null);
+    waiting.clear();
+    drawBusy();
   }
 
   on("msg:custom", (/** @type {any} */ content, /** @type {DataView[]} */ buffers) => {
@@ -249,7 +291,7 @@ export function frame({ model, el }, name, label) {
 
   /** Tell the linked views where the user looks. @param {Place} place */
   function pick(place) {
-    model.send({ kind: "place", place });
+    line.send({ kind: "place", place });
   }
 
   /**
@@ -323,8 +365,8 @@ export function frame({ model, el }, name, label) {
     listening.abort();
     for (const ending of endings) ending();
     for (const [event, callback] of events) model.off(event, callback);
-    for (const { resolve } of waiting.values()) resolve(null);
-    waiting.clear();
+    line.end();
+    forgetAll();
     root.remove();
   }
 
