@@ -180,7 +180,7 @@ def open_trace(path: "str | os.PathLike[str]") -> Trace:
         ]
         if not missing:
             _check(records, header)
-    except (KeyError, TypeError, ValueError) as error:
+    except (IndexError, KeyError, TypeError, ValueError) as error:
         raise TraceError(f"{file} is damaged: its header does not say what is in it.", _FIX) from error
     if missing or size < 8 + length + max(ends, default=0):
         raise TraceError(f"{file} was cut short.", "Copy it again, or save the trace again: trace.save(path)")
