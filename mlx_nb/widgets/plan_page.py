@@ -43,12 +43,17 @@ def _cuts(plan: Plan) -> Markup:
             elif cuts and layer in cuts.refused:
                 edge, why = ".refused", f"{why} · no rank can begin here: {cuts.refused[layer]}"
             name = str(layer) if plan.num_layers <= 40 or layer % 5 == 0 else ""
-            cells.append(tag(f"span.mp-layer.r{shard.rank % 2}{edge}", name, title=why))
+            cells += [
+                tag(f"span.mp-layer.r{shard.rank % 2}{edge}", name, title=why),
+                " ",
+            ]  # where styles are dropped
     legal = f"It may be cut {cuts}." if cuts else ""
     key = tag(
         "div.mv-legend",
         tag("span.mv-key", tag("i.mp-swatch.cut"), "a rank begins"),
+        " ",
         tag("span.mv-key", tag("i.mp-swatch.refused"), "no rank can") if cuts and cuts.refused else None,
+        " ",
         tag("span.mp-legal", legal),
     )
     strip = tag("div.mp-strip", *cells, role="img", aria_label=f"{plan.num_layers} layers. {legal}")
@@ -104,6 +109,6 @@ def _bar(plan: Plan, shard: Shard, most: int) -> Markup:
 
 def _legend(plan: Plan) -> Markup:
     shown = KEYS if plan.context else KEYS[:1]
-    keys = (tag("span.mv-key", tag(f"i.mp-swatch.{name}"), words) for name, words in shown)
+    keys = (tag("span.mv-key", tag(f"i.mp-swatch.{name}"), f"{words} ") for name, words in shown)
     share = " · ranks on a host divide its memory" if plan.ranks_a_host > 1 else ""
     return tag("div.mv-legend", *keys, tag("span.mp-legal", f"per rank{share}"))

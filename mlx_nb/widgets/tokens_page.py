@@ -41,8 +41,9 @@ def _token(place: int, token: Token) -> Markup:
     one = tag(
         "span.mx-token.template" if token.template else "span.mx-token",
         shown,
+        " ",
         number,
         title=title,
         role="listitem",
     )
-    return Markup(one + (ends or ""))
+    return Markup(one + (ends or " "))

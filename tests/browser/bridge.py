@@ -38,6 +38,8 @@ window.fromPython = ({ method, state, buffers, content }) => {
   Object.assign(data, changed);
   for (const name of Object.keys(changed)) fire(`change:${name}`);
 };
+addEventListener("securitypolicyviolation", ({ effectiveDirective, blockedURI }) =>
+  console.error(`${effectiveDirective} refuses ${blockedURI}`)); // an eval that is caught says nothing else
 window.load = async (code, css) => {
   document.head.append(Object.assign(document.createElement("style"), { textContent: css }));
   window.view = (await import(URL.createObjectURL(new Blob([code], { type: "text/javascript" })))).default;
@@ -48,17 +50,40 @@ window.render = () => {
 </script></body></html>"""
 
 
+# What runs inside of Playwright's call may use eval whatever the policy says: so the page calls, later.
+OUTSIDE = """(said) => new Promise((done, fail) => setTimeout(() => {
+  const [name, message] = [said].flat();
+  try { done(void window[name](message)); } catch (error) { fail(error); }
+}))"""
+
+
+def watch(
+    page: Page, own: tuple[str, ...] = ("http://one-view.test/", "blob:", "data:", "about:")
+) -> list[str]:
+    """What a page logs as a problem, what its policy refuses, and what it fetches from anywhere: filled as it happens."""
+    problems: list[str] = []
+    page.on("console", lambda m: problems.append(m.text) if m.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda r: None if r.url.startswith(own) else problems.append(f"request to {r.url}"))
+    return problems
+
+
 class PageComm(BaseComm):
     """Keeps what the widget sends, in order, until `Bridge.flush` gives it to the page.
 
     Attributes:
         size_bytes: JSON and buffers that were sent so far.
+        messages: Method and size of each message: ``update`` changes traits, ``custom`` answers.
     """
 
     def __init__(self, *args: Any, outbox: deque[dict[str, Any]], **kwargs: Any) -> None:
         self.outbox = outbox
-        self.size_bytes = 0
+        self.messages: list[tuple[str, int]] = []
         super().__init__(*args, **kwargs)
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(size for _, size in self.messages)
 
     def publish_msg(
         self, msg_type: str, data: Any = None, *_: Any, buffers: Any = None, **_rest: Any
@@ -70,7 +95,8 @@ class PageComm(BaseComm):
         encoded = {
             name: base64.b64encode(bytes(b)).decode() for name, b in zip(names, buffers or [], strict=True)
         }
-        self.size_bytes += len(json.dumps(data, default=str)) + sum(len(bytes(b)) for b in buffers or [])
+        size = len(json.dumps(data, default=str)) + sum(len(bytes(b)) for b in buffers or [])
+        self.messages.append((data["method"], size))
         self.outbox.append({**data, "buffers": encoded})
 
 
@@ -80,12 +106,14 @@ class Bridge:
     Attributes:
         page: Playwright's page.
         sent: What the browser has sent to Python, in order.
+        problems: What `watch` has seen.
     """
 
     URL = "http://one-view.test/"
 
     def __init__(self, page: Page, widget: ipywidgets.DOMWidget, *, csp: str = CSP) -> None:
         self.page, self.widget, self.sent = page, widget, []
+        self.problems: list[str] = page.problems if hasattr(page, "problems") else watch(page)
         self.outbox: deque[dict[str, Any]] = deque()
         self._csp = csp
 
@@ -99,7 +127,7 @@ class Bridge:
         self.widget.send_state()
         self.flush()
         if render:
-            self.page.evaluate("render()")
+            self.page.evaluate(OUTSIDE, "render")
         return self
 
     def _to_python(self, content: dict[str, Any]) -> None:
@@ -110,7 +138,7 @@ class Bridge:
 
     def flush(self) -> None:
         while self.outbox:
-            self.page.evaluate("message => fromPython(message)", self.outbox.popleft())
+            self.page.evaluate(OUTSIDE, ["fromPython", self.outbox.popleft()])
 
     def wait_for(self, condition: Callable[[], Any], *, timeout_s: float = 5.0) -> None:
         """Let both sides run until `condition()`."""

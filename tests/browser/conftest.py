@@ -31,12 +31,7 @@ def page(chromium: Any) -> Iterator[Any]:
     """A page that fails its test if anything is logged as a problem or fetched from anywhere."""
     context = chromium.new_context(viewport={"width": 944, "height": 900})
     page = context.new_page()
-    problems: list[str] = []
-    page.on("console", lambda m: problems.append(m.text) if m.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    own = ("http://one-view.test/", "blob:", "data:", "about:")
-    page.on("request", lambda r: None if r.url.startswith(own) else problems.append(f"request to {r.url}"))
-    page.problems = problems
+    page.problems = problems = load("bridge").watch(page)
     yield page
     context.close()
     assert problems == []

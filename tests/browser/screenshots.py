@@ -27,7 +27,7 @@ from mlx_nb.client.pipe import Pipe
 from mlx_nb.client.show import VIEWS, show_view
 from mlx_nb.widgets.png import palette_png
 from tests.browser import looks
-from tests.browser.bridge import Bridge
+from tests.browser.bridge import OUTSIDE, Bridge
 from tests.browser.conftest import theme_css
 from tests.conftest import CHROMIUM
 
@@ -102,11 +102,13 @@ def pages(pipe: Pipe, wanted: list[str]) -> Iterator[tuple[str, str]]:
             yield name, PAGES[type(thing)](thing) or ""
 
 
-def views(pipe: Pipe, wanted: list[str]) -> Iterator[tuple[str, Any]]:
+def views(
+    pipe: Pipe, wanted: list[str], abouts: dict[str, Callable[[Pipe], Any]] = ABOUT
+) -> Iterator[tuple[str, Any]]:
     """Each view that draws itself, by its name. One is open at a time."""
     stand(pipe)
     for name in [name for name in wanted or VIEWS if name not in PAGE]:
-        about = ABOUT[name](pipe) if name in ABOUT else QUESTION if name in ASKED else ""
+        about = abouts[name](pipe) if name in abouts else QUESTION if name in ASKED else ""
         with redirect_stdout(io.StringIO()):  # without a notebook, what is shown is printed
             show_view(pipe, name, about, **WISHES.get(name, {}))
         assert live_views, f"{name} opened no view"
@@ -115,17 +117,17 @@ def views(pipe: Pipe, wanted: list[str]) -> Iterator[tuple[str, Any]]:
 
 
 @contextmanager
-def opened(browser: Any, view: Any, theme: str, width: int) -> Iterator[Bridge]:
+def opened(browser: Any, view: Any, theme: str, width: int, quiet_s: float = 0.6) -> Iterator[Bridge]:
     """A page with the view in it, dressed as JupyterLab; what `PRESSED` names has been clicked."""
     context = browser.new_context(viewport={"width": width, "height": 900}, device_scale_factor=SCALE)
     try:
         bridge = Bridge(context.new_page(), view).open(render=False)
         bridge.page.evaluate(DRESS, [theme_css(theme), "true" if theme == "light" else "false"])
-        bridge.page.evaluate("render()")
-        settle(bridge)
+        bridge.page.evaluate(OUTSIDE, "render")
+        settle(bridge, quiet_s)
         if view.name in PRESSED:
             bridge.page.locator(PRESSED[view.name]).first.click()
-            settle(bridge)
+            settle(bridge, quiet_s)
         yield bridge
     finally:
         context.close()
@@ -146,7 +148,7 @@ def laid_out(browser: Any, html: str, theme: str, width: int) -> Iterator[Any]:
         context.close()
 
 
-def settle(bridge: Bridge, *, quiet_s: float = 0.6, limit_s: float = 20) -> None:
+def settle(bridge: Bridge, quiet_s: float, limit_s: float = 20) -> None:
     """Until nothing has gone to and fro for a while."""
     begun = last = time.monotonic()
     while time.monotonic() - last < quiet_s and time.monotonic() - begun < limit_s:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mlx_nb.widgets.kv import KVView
+from mlx_nb.widgets.kv import KVView, norms_png
 from mlx_nb.widgets.view import Answer
 
 pytestmark = pytest.mark.browser
@@ -116,3 +116,30 @@ def test_going_back_says_what_it_costs_before_and_a_run_can_pause(open_widget):
     view.settle()
     assert asked[-1] == ("pause", {})
     assert cost.inner_text() == ""
+
+
+def test_what_stays_has_the_norms_too(still_page):
+    page = still_page(make().html(), "light", "kv-static")
+    picture = page.locator("img.mk-canvas")
+
+    assert picture.evaluate("node => [node.naturalWidth, node.naturalHeight]") == [11 * 64, 16 * 3]
+    assert "positions 0 to 95" in picture.get_attribute("alt")
+    assert "layer 15 keys" in page.locator(".mk-norms").inner_text()
+    assert "img" not in KVView({**make().state, "sequence": 0}).html()  # the control: no norms, no picture
+
+
+def test_the_longest_is_the_strongest_and_what_is_not_finite_is_yellow(page):
+    values = np.array([[1, 2], [4, np.nan]], np.float32)
+    alphas = page.evaluate(
+        """async (bytes) => {
+          const image = await createImageBitmap(new Blob([new Uint8Array(bytes)], { type: "image/png" }));
+          const pen = new OffscreenCanvas(image.width, image.height).getContext("2d", { willReadFrequently: true });
+          pen.drawImage(image, 0, 0);
+          const at = (x, y) => [...pen.getImageData(x, y, 1, 1).data];
+          return [[5, 5], [500, 5], [5, 20], [500, 20]].map((place) => at(...place));
+        }""",
+        list(norms_png(values, 1, 4)),
+    )
+    strengths = [alpha for _, _, _, alpha in alphas[:3]]
+    assert 0 < strengths[0] < strengths[1] < strengths[2] == 254
+    assert alphas[3][:3] == [255, 225, 77]

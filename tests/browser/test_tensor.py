@@ -280,7 +280,7 @@ def test_an_error_is_shown_and_the_picture_stays(look_at):
 
 def test_the_cleanup_removes_everything(look_at):
     view = look_at(tensors.hidden(), ("B", "L", "D"))
-    assert view.page.evaluate("window.listeners()") == 5
+    assert view.page.evaluate("window.listeners()") == 6
     view.page.evaluate("cleanup()")
     view.page.wait_for_timeout(150)
     assert view.page.evaluate("window.listeners()") == 0
