@@ -130,16 +130,14 @@ class GoingBack(Looking):
         with self._lock:
             target, start = self._rewound(n)
             if target < 0:
-                return f"there are not {n} passes before this place."
+                return f"no pass begins {n} before this place."
             held = [set(past.passes) for past in self._pasts(self._request.run_id)]
             begin = max((one for one in set.intersection(*held) if one <= target), default=0)
             where = f"to the start of pass {target}" + (f" (token {start})" if start >= 0 else "")
             again = target - begin
             if not again:
                 return f"{where}; its start is remembered, so nothing is computed again."
-            return (
-                f"{where}; {format_count(again, 'pass', 'passes')} from pass {begin} on have to be run again."
-            )
+            return f"{where}; {format_count(again, 'pass', 'passes')} from pass {begin} on to be run again."
 
     def cost_of_fork(self) -> str:
         """What `fork` would have to compute, in words; nothing moves."""

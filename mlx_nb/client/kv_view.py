@@ -147,17 +147,23 @@ class LiveKV:
 
     def _state(self, sentence: str = "") -> dict[str, Any]:
         report = self._kv.report
+        rows = rows_of(report)
         used, held = (sum(getattr(e, k) for e in report) for k in ("used_bytes", "held_bytes"))
         head, *_ = str(report).split("\n")
         return {
             "model": self._pipe.name,
             "note": f"{head.removeprefix('KV cache · ')} · {format_size(used)} used of {format_size(held)}",
             "headline": report.headline,
-            "rows": rows_of(report),
+            "rows": rows,
             "trim": self._trimmable(),
             "rewind": self._rewindable(),
             "text": str(report),
-            "sentence": sentence or "Choose a row to see the norms of its keys and values.",
+            "sentence": sentence
+            or (
+                "Choose a row to see the norms of its keys and values."
+                if rows
+                else "No pass has written anything yet."
+            ),
             **self._run(),
         }
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -11,6 +12,7 @@ import numpy as np
 from mlx_nb.client.arrays import plain_array
 from mlx_nb.shared.attention import K, V, names_attention
 from mlx_nb.shared.errors import OptionError
+from mlx_nb.shared.from_json import build
 from mlx_nb.shared.patches import FUNCTION, HOW, PatchSpec, TokenWish, parse_tokens
 from mlx_nb.shared.sites import resolve_site
 from mlx_nb.shared.text import format_shape, format_table
@@ -19,6 +21,28 @@ if TYPE_CHECKING:
     from mlx_nb.client.pipe import Pipe
 
 HEAD = ["id", "site", "change", "tokens"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Saved:
+    """What ``path.json`` says; `PatchSpec` has the meaning."""
+
+    mlx_nb: str
+    site: str
+    how: str
+    tokens: tuple[int, ...] | None
+    between: bool
+
+    def __post_init__(self) -> None:
+        if self.between and len(self.tokens or ()) != 2:
+            raise ValueError(f"tokens is {self.tokens}, which is no span")
+
+    @property
+    def wish(self) -> TokenWish:
+        if self.tokens is None or not self.between:
+            return self.tokens
+        start, stop = self.tokens
+        return slice(start, None if stop < 0 else stop)
 
 
 class Patch:
@@ -133,18 +157,13 @@ class Patches:
 
         file = Path(path).with_suffix(".json")
         try:
-            about = json.loads(file.read_text())
+            about = build(_Saved, json.loads(file.read_text()))
             value = load_file(str(file.with_suffix(".safetensors")))["value"]
-            tokens = about["tokens"]
-            wish: TokenWish = tokens
-            if tokens is not None and about["between"]:
-                wish = slice(tokens[0], None if tokens[1] < 0 else tokens[1])
-            site, how = about["site"], about["how"]
         except (OSError, ValueError, KeyError, TypeError, IndexError, SafetensorError) as error:
             raise OptionError(
                 f"{file} is no saved patch: {error}.", "Save one: pipe.patch(…).save('name')"
             ) from error
-        return self.add(site, value, wish, how)
+        return self.add(about.site, value, about.wish, about.how)
 
     def renew(self) -> None:
         """Tell ranks that have loaded the model anew."""

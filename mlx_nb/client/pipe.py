@@ -339,7 +339,10 @@ class Pipe(LoadedModel):
         parts: list[KVReport] = self.call_all("kv_report", run_id)
         cut_short = any(part.cut_short for part in parts)
         entries = tuple(entry for part in parts for entry in part.entries)
-        return KVCaches(self, replace(parts[-1], entries=entries, cut_short=cut_short))
+        stands = parts[-1].standing
+        if mine and stands:  # the ranks behind it may not have begun this pass
+            stands = parts[max(standing.position.rank, 0)].standing or stands
+        return KVCaches(self, replace(parts[-1], entries=entries, cut_short=cut_short, standing=stands))
 
     # Stepping -------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ Opening one needs numpy, and neither a cluster nor mlx.
 """
 
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -25,6 +26,7 @@ from mlx_nb.shared.capture import (
     summarize_numpy,
 )
 from mlx_nb.shared.errors import TraceError
+from mlx_nb.shared.from_json import build
 from mlx_nb.shared.position import Summary
 from mlx_nb.shared.statistics import numpy_statistics
 from mlx_nb.shared.tensor import Details, DetailsWish, Window, WindowWish
@@ -166,8 +168,8 @@ def open_trace(path: "str | os.PathLike[str]") -> Trace:
                 f"{file} was written by another version ({found['format']}).",
                 "Upgrade: %pip install -U mlx-nb",
             )
-        info = TraceInfo(**{name: _plain(value) for name, value in found["info"].items()})
-        records = [_record(row) for row in found["records"]]
+        info = build(TraceInfo, found["info"])
+        records = [build(SiteRecord, row) for row in found["records"]]
         places = {name: int(row["data_offsets"][0]) for name, row in header.items() if name != "__metadata__"}
         ends = [int(row["data_offsets"][1]) for name, row in header.items() if name != "__metadata__"]
         missing = [
@@ -176,21 +178,31 @@ def open_trace(path: "str | os.PathLike[str]") -> Trace:
             for one in record.passes
             if one.held and tensor_name(record, one) not in places
         ]
-    except (KeyError, TypeError, ValueError) as error:
+        if not missing:
+            _check(records, header)
+    except (IndexError, KeyError, TypeError, ValueError) as error:
         raise TraceError(f"{file} is damaged: its header does not say what is in it.", _FIX) from error
     if missing or size < 8 + length + max(ends, default=0):
         raise TraceError(f"{file} was cut short.", "Copy it again, or save the trace again: trace.save(path)")
     return Trace(FileSource(file, records, 8 + length, places), info)
 
 
-def _record(row: dict[str, Any]) -> SiteRecord:
-    passes = tuple(PassRecord(**{**one, "shape": tuple(one["shape"])}) for one in row["passes"])
-    return SiteRecord(**{**row, "axes": tuple(row["axes"]), "passes": passes})
-
-
-def _plain(value: Any) -> Any:
-    """Lists out of JSON as the tuples that they were."""
-    return tuple(_plain(item) for item in value) if isinstance(value, list) else value
+def _check(records: Sequence[SiteRecord], header: dict[str, Any]) -> None:
+    """Raise a ValueError unless the records make sense, and are those of the file's tensors."""
+    for record in records:
+        if not record.passes or min(record.run, record.call, record.rank, record.layer + 1) < 0:
+            raise ValueError(record.label)
+        for one in record.passes:
+            if not 0 <= one.start <= one.stop or len(record.axes) > max(1, len(one.shape)):
+                raise ValueError(record.label)
+            if record.dtype not in _TO_FILE or min(one.shape, default=0) < 0:
+                raise ValueError(record.label)
+            if one.held:
+                row = header[tensor_name(record, one)]
+                begin, end = row["data_offsets"]
+                said = row["dtype"], row["shape"], end - begin
+                if said != (_TO_FILE[record.dtype], list(one.shape), _size(record, one)) or begin < 0:
+                    raise ValueError(record.label)
 
 
 def _as_float32(array: Any, dtype: str) -> np.ndarray:
@@ -203,7 +215,7 @@ def _numpy_dtype(dtype: str) -> np.dtype[Any]:
 
 
 def _size(record: SiteRecord, one: PassRecord) -> int:
-    return int(np.prod(one.shape, dtype=np.int64)) * itemsize_of(record.dtype)
+    return math.prod(one.shape) * itemsize_of(record.dtype)
 
 
 def _batches(

@@ -1,5 +1,6 @@
 """Changes to values at sites, as plain data: they travel to the ranks and into files."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,13 +73,26 @@ def parse_tokens(wish: TokenWish) -> tuple[tuple[int, ...] | None, bool]:
     """
     if wish is None:
         return None, False
+    if not _are_places(wish):
+        raise OptionError(
+            f"{wish!r:.60} names no tokens.", "Type: tokens=5, tokens=[5, 7], or tokens=slice(3, 7)"
+        )
     if isinstance(wish, slice):
         if wish.step not in (None, 1) or (wish.start or 0) < 0 or (wish.stop is not None and wish.stop < 0):
             raise OptionError(f"{wish} is no span of tokens.", "Type: tokens=slice(3, 7), counted from 0")
         return (wish.start or 0, -1 if wish.stop is None else wish.stop), True
-    places = (wish,) if isinstance(wish, int) else tuple(int(token) for token in wish)
+    places = tuple(int(token) for token in (wish if isinstance(wish, Iterable) else (wish,)))
     if any(token < 0 for token in places):
         raise OptionError(
             "Tokens are counted from 0, prompt included.", "Type: tokens=5, or tokens=slice(3, 7)"
         )
     return places, False
+
+
+def _are_places(wish: object) -> bool:
+    """Whether all of it are whole numbers; numpy's as well."""
+    if isinstance(wish, slice):
+        items = [one for one in (wish.start, wish.stop, wish.step) if one is not None]
+    else:
+        items = list(wish) if isinstance(wish, Iterable) else [wish]
+    return all(hasattr(one, "__index__") and not isinstance(one, bool) for one in items)

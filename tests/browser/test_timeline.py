@@ -142,6 +142,20 @@ def test_keys_go_from_span_to_span_and_zoom(open_widget):
     assert [m["place"] for m in view.sent if m["kind"] == "place"][-1] == {"rank": 1, "token": 522}
 
 
+@pytest.mark.parametrize("after", ["one_chunk", "four_ranks"])
+def test_the_run_after_the_last_one_is_shown_whole(open_widget, after):
+    view = open_widget(widget(RUNS["two_ranks"]))
+    view.page.locator("canvas").focus()
+    view.page.keyboard.press("+")
+    readout = view.page.locator(".mt-readout")
+    assert " from " in readout.inner_text()  # the control: a part of it
+
+    view.widget.show({**widget(RUNS[after]).state, "sequence": 0}, spans=pack_spans(RUNS[after])[0])
+    view.settle()
+
+    assert readout.inner_text() == ""
+
+
 def test_a_click_picks_a_place_and_a_place_from_elsewhere_is_shown(open_widget):
     timeline = RUNS["two_ranks"]
     view = open_widget(widget(timeline))

@@ -300,7 +300,9 @@ def _role(process: psutil.Process) -> str:
     if "ipyparallel.engine" in words and "mpiexec" not in words and "prterun" not in words:
         return f"rank {process.environ().get('PMIX_RANK', '?')}"
     if "ipyparallel.controller" in words:
-        return "controller"
+        parent = process.parent()  # it has a child that looks like it, and whose pid may be the lower
+        child = parent is not None and "ipyparallel.controller" in " ".join(parent.cmdline())
+        return "" if child else "controller"
     if process.name() in ("mpirun", "mpiexec", "prterun"):
         return "mpirun"
     return ""

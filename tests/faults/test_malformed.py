@@ -65,7 +65,9 @@ def faults_of(
         out, err = capsys.readouterr()
         raised = result.error_before_exec or result.error_in_exec
         refused += raised is not None
-        if "Traceback" in out + err or not (raised is None or type(raised).__name__ == "UsageError"):
+        # The logs are the place for tracebacks.
+        shown = out + err if "mlx_cluster logs" not in line else ""
+        if "Traceback" in shown or not (raised is None or type(raised).__name__ == "UsageError"):
             found.append(f"{line[:200]!r}: {type(raised).__name__}: {str(raised)[:200]}")
     return found, refused
 

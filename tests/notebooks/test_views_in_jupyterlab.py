@@ -25,6 +25,7 @@ from tests.jupyter_lab import (
 pytestmark = [pytest.mark.browser, pytest.mark.cluster, pytest.mark.timeout(600)]
 
 LONG = 1500
+PROMPT = "--raw The capital of France is"
 CELLS = (
     "%load_ext mlx_nb",
     "%mlx_cluster start --ranks 2",
@@ -34,11 +35,19 @@ CELLS = (
     "%mlx_show kv",
     "cluster = mlx_nb.current.cluster\ncluster",
     f"%mlx_generate --raw --max-tokens {LONG} Once upon a time there was a little robot, and",
+    f"%mlx_show stats {PROMPT}",
+    f"%mlx_show lens {PROMPT}",
+    f"%mlx_show attention --layer 16 {PROMPT}",
+    "%mlx_show timeline",
+    "pipe = mlx_nb.current.pipe\npipe.diff(pipe, 'The capital of France is', raw=True, sites='layers.*')",
+    "%mlx_show plan",
+    "%mlx_show shapes layers.3.mlp.output",
+    f"%mlx_show tokens {PROMPT}",
     "%mlx_freeze",
     "%mlx_cluster stop",
 )
 VIEWS = ("stepper", "tensor", "kv", "cluster")
-STEP, TENSOR, KV, CLUSTER, GENERATE, FREEZE, STOP = range(3, 10)
+STEP, TENSOR, KV, CLUSTER, GENERATE, STATS, LENS, ATTENTION, TIMELINE, DIFF, PLAN, SHAPES, TOKENS, FREEZE, STOP = range(3, 18)
 
 
 class Desk:
@@ -96,10 +105,22 @@ def step_look_and_pause(desk: Desk) -> None:
     desk.until("tensor", "layers.0")
     desk.press("stepper", "Layer")
     desk.until("tensor", "layers.1")
+
+    # A breakpoint by a click at a layer: Run stops there. Another click takes it away.
+    layer = desk.view("stepper").locator("[data-layer='5']")
+    layer.click()
+    desk.view("stepper").locator("[data-layer='5'][data-breakpoint]").wait_for()
+    desk.press("stepper", "Run")
+    desk.until("stepper", "Rank 0 is about to enter layer 5")
+    layer.click()
+    desk.until("stepper", "Breakpoints (0)")
+
     desk.press("stepper", "Rank")
     desk.until("stepper", "has received the hidden state from rank 0")
-    desk.until("cluster", "stopped")
-    assert desk.view("cluster").locator(".mc-card .mv-pill").all_inner_texts() == ["waiting", "stopped"]
+    desk.page.wait_for_function(
+        "() => [...document.querySelectorAll('.mc-card .mv-pill')].map((p) => p.innerText).join() === 'waiting,stopped'",
+        timeout=30_000,
+    )
 
     # Zoom.
     out = desk.view("tensor").get_by_role("button", name="Zoom out", exact=True)
@@ -112,6 +133,17 @@ def step_look_and_pause(desk: Desk) -> None:
     # Go on until the token is done, and to the end.
     desk.press("stepper", "Token")
     desk.until("stepper", "decode 37:38")
+
+    # From the view of the KV caches: a copy of the run, and back to where this pass began.
+    desk.press("stepper", "Layer")
+    desk.until("stepper", "has left layer 0")
+    desk.until("kv", "the run that stands at decode 37:38")
+    desk.until("kv", "run again up to here")  # what a fork costs, before it is made
+    desk.press("kv", "Fork")
+    desk.until("kv", "fork stands at decode 37:38")
+    desk.press("kv", "Rewind")
+    desk.until("kv", "The run stands at decode 37:38")
+    desk.until("stepper", "about to look up the tokens' embeddings")
     desk.view("stepper").focus()
     desk.page.keyboard.press("c")
     desk.until("stepper", "The run has ended")
@@ -152,6 +184,48 @@ def step_look_and_pause(desk: Desk) -> None:
     desk.until_status("cluster", "idle")
 
 
+def look_at_a_prompt(desk: Desk) -> None:
+    """The views of a prompt, and the place that they share."""
+    page = desk.page
+    for index in range(STATS, TOKENS + 1):
+        run_cell(page, index)
+    lens = desk.view("lens").locator(".ml-side .mv-title")
+    stats = desk.view("stats").locator(".mq-readout")
+    assert lens.inner_text().startswith("layer 29 rank 1 · token 4")
+
+    # A click in one is where the other looks, and the other way round.
+    canvas = desk.view("stats").locator("canvas")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    page.mouse.click(box["x"] + 104 + 2.5 * (box["width"] - 104) / 5, box["y"] + 20 + 9.5 * 14)
+    desk.until("stats", "rank 0 · layers.9.output · token 2")
+    desk.until("lens", "layer 9 rank 0 · token 2")
+    desk.view("lens").get_by_role("row").nth(21).locator(".ml-cell").nth(3).click()
+    desk.until("stats", "token 3")
+    assert stats.inner_text().startswith("rank 1 · layers.")
+    desk.view("stats").get_by_role("button", name="absmax").click()
+    desk.until("stats", "absmax is largest")
+
+    desk.view("attention").get_by_role("button", name="Head 3", exact=True).click()
+    desk.until("attention", "Head 3 of layer 16")
+    desk.view("attention").get_by_role("button", name="Next layer").click()
+    desk.until("attention", "of layer 17")
+
+    desk.view("timeline").locator("canvas").focus()
+    page.keyboard.press("ArrowUp")
+    desk.until("timeline", "rank 0 · prefill 0:")
+    page.keyboard.press("ArrowDown")
+    desk.until("timeline", "rank 1 · prefill 0:")
+
+    assert desk.status("diff") == "the same"
+    desk.view("diff").get_by_role("button", name="Modules of layer 3", exact=True).click()
+    desk.until("diff", "layers.3.mlp.down_proj.output")
+
+    for name, says in (("plan", "cut evenly"), ("shapes", "model.layers.3.mlp"), ("tokens", "·capital")):
+        assert says in desk.view(name).last.inner_text()
+    desk.keep("views-of-a-prompt")
+
+
 @pytest.fixture(scope="module")
 def desk(chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     with serving(tmp_path_factory) as lab, page_of(chromium, lab) as page:
@@ -160,6 +234,11 @@ def desk(chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[De
 
 def test_a_user_steps_zooms_trims_and_pauses(desk: Desk) -> None:
     step_look_and_pause(desk)
+    assert desk.page.strangers == []
+
+
+def test_the_views_of_a_prompt_look_at_one_place(desk: Desk) -> None:
+    look_at_a_prompt(desk)
     assert desk.page.strangers == []
 
 
@@ -205,6 +284,7 @@ def test_notebook_7_does_the_same(chromium: Any, tmp_path_factory: pytest.TempPa
     with serving(tmp_path_factory, "notebook") as lab, page_of(chromium, lab) as page:
         desk = Desk(page, lab).open()
         step_look_and_pause(desk)
+        look_at_a_prompt(desk)
         assert "pictures now" in run_cell(page, FREEZE)
         assert "has stopped" in run_cell(page, STOP)
         assert page.strangers == []

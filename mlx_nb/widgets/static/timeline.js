@@ -303,11 +303,11 @@ function render(context) {
   // -- from Python
 
   function take(/** @type {State} */ next) {
-    const first = state === undefined;
+    const another = state?.length_s !== next.length_s; // the run after the last one: what was zoomed to is gone
     state = next;
     whole = unpack(model.get("spans"));
     use(whole, { begin: 0, end: state.length_s, pooled: state.pooled });
-    if (first || to > state.length_s || to === 0) [from, to] = [0, state.length_s || 1];
+    if (another) [from, to] = [0, state.length_s || 1];
     view.head(state);
     setText(view.note, state.summary);
     view.note.title = "bubbles: the share of the time in which the ranks did not compute";
