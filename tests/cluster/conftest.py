@@ -146,9 +146,9 @@ def tcp_pipe3(tcp3: Cluster) -> Iterator[Pipe]:
         yield pipe
 
 
-@pytest.fixture(params=["pipe2", "tcp_pipe3"])
+@pytest.fixture(params=[pytest.param("pipe2", marks=pytest.mark.soak), "tcp_pipe3"])
 def pipe(request: pytest.FixtureRequest) -> Iterator[Pipe]:
-    """Two ranks over shared memory, three over TCP and unevenly; what a test put into it is taken out again."""
+    """Three ranks over TCP and unevenly, two over shared memory (soak); what a test put into it is taken out again."""
     found: Pipe = request.getfixturevalue(request.param)
     yield found
     found.breakpoints.delete()

@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.cluster]
 PROMPT = "What is the capital of France?"
 
 
-@pytest.mark.parametrize("layer", [2, 14, 29])
+@pytest.mark.parametrize("layer", [pytest.param(2, marks=pytest.mark.soak), 14, 29])
 def test_a_patch_holds_in_free_runs_on_whichever_rank_owns_the_site(pipe: Pipe, layer: int) -> None:
     plain = pipe.generate(PROMPT, max_tokens=4).token_ids
     before = pipe.logits(PROMPT)

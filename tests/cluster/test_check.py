@@ -10,7 +10,7 @@ from tests.cluster.conftest import loaded
 pytestmark = [pytest.mark.cluster]
 
 
-@pytest.mark.parametrize("which", ["pipe2", "tcp_pipe3"])
+@pytest.mark.parametrize("which", [pytest.param("pipe2", marks=pytest.mark.soak), "tcp_pipe3"])
 def test_nothing_is_found_on_smollm2(which: str, request: pytest.FixtureRequest) -> None:
     pipe: Pipe = request.getfixturevalue(which)
     pipe.generate("Hello", max_tokens=2)

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.cluster]
 IDS = [(place * 7) % 101 for place in range(21)]
 
 
-@pytest.mark.parametrize("which", ["pipe2", "tcp_pipe3"])
+@pytest.mark.parametrize("which", [pytest.param("pipe2", marks=pytest.mark.soak), "tcp_pipe3"])
 def test_smollm2_over_ranks_is_what_one_process_computes(which: str, request: pytest.FixtureRequest) -> None:
     pipe: Pipe = request.getfixturevalue(which)
     before = current.pipe
@@ -114,9 +114,9 @@ def test_a_saved_trace_and_another_pipe_are_compared_with(
     [
         ("llama_untied", "embed_scale", 0, "embed_tokens.output"),
         ("llama_untied", "wrong_head", 2, "lm_head.output"),
-        ("qwen3", "token_shift", 0, "embed_tokens.output"),
+        pytest.param("qwen3", "token_shift", 0, "embed_tokens.output", marks=pytest.mark.soak),
         ("qwen3", "flat_logits", 2, "norm.output"),
-        ("qwen3", "wrong_head", 2, "logits"),
+        pytest.param("qwen3", "wrong_head", 2, "logits", marks=pytest.mark.soak),
     ],
 )
 def test_what_lies_before_and_behind_the_layers_is_compared_too(

@@ -38,7 +38,14 @@ Cluster.start(ranks=2, progress=tell)
 """
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "how",
+    [
+        signal.SIGKILL,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.soak),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.soak),
+    ],
+)
 def test_a_kernel_that_is_killed_leaves_nothing(script: Callable[..., Script], how: signal.Signals) -> None:
     kernel = script(KERNEL.format(stay_s=300))
     name = kernel.line()

@@ -58,7 +58,7 @@ def agree(text: str, story: str) -> bool:
     return bool(text) and (story.startswith(text) or text.startswith(story))
 
 
-@pytest.mark.parametrize("tokens", [1, 7])
+@pytest.mark.parametrize("tokens", [pytest.param(1, marks=pytest.mark.soak), 7])
 def test_ctrl_c_while_text_streams_keeps_the_text(pipe2: Pipe, story: str, tokens: int) -> None:
     pieces: list[Piece] = []
     with pytest.raises(KeyboardInterrupt):
@@ -154,7 +154,7 @@ def test_an_interrupt_does_not_touch_a_stepper_that_stands(pipe2: Pipe) -> None:
         assert dbg.gen.text == ANSWER
 
 
-@pytest.fixture(params=[0, 1], ids=["rank 0", "rank 1"])
+@pytest.fixture(params=[pytest.param(0, marks=pytest.mark.soak), 1], ids=["rank 0", "rank 1"])
 def doomed(request: pytest.FixtureRequest, alone: None) -> Iterator[tuple[Pipe, int]]:
     """A pipe of its own, and the rank that will be killed."""
     cluster = Cluster.start(ranks=2)

@@ -46,6 +46,7 @@ def test_the_options_change_the_tokens(reference: dict[str, Any]) -> None:
     assert set(same) <= {"eight bits", "quantised later"}
 
 
+@pytest.mark.soak
 def test_on_two_ranks_too(pipe2: Pipe, reference: dict[str, Any]) -> None:
     for name in ("rotating", "quantised", "all"):
         assert tuned(pipe2, name) == reference["tuned"][name]["token_ids"]

@@ -22,7 +22,11 @@ LONG = len(PROMPTS) - 1
 LOGITS_TOLERANCE = 5e-4
 
 
-@pytest.fixture(scope="module", params=[1, 2, 3], ids=lambda ranks: f"{ranks} ranks")
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(1, marks=pytest.mark.soak), pytest.param(2, marks=pytest.mark.soak), 3],
+    ids=lambda ranks: f"{ranks} ranks",
+)
 def pipe(request: pytest.FixtureRequest, cluster3: Cluster) -> Iterator[Pipe]:
     """smollm2 over some of the ranks of one cluster."""
     with loaded(cluster3, "smollm2", ranks=request.param, split=SPLITS[request.param]) as found:
