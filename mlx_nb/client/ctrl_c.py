@@ -36,18 +36,26 @@ def held_back() -> Iterator[None]:
 
 @contextmanager
 def asks(stop: Callable[[], None]) -> Iterator[None]:
-    """The first Ctrl-C inside calls `stop`, in a thread of its own, and raises nothing; the next ones raise."""
+    """The first Ctrl-C inside calls `stop`, in a thread of its own, and raises nothing; the next ones raise.
+
+    The end waits for `stop`: what it asks of the ranks one after another must not strike the call that comes next.
+    """
     if not _is_ours():
         yield
         return
+    asking: threading.Thread | None = None
 
     def ask(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal asking
         signal.signal(signal.SIGINT, before)
         # Not here: the main thread may hold, half way through, just what `stop` needs.
-        threading.Thread(target=stop, name="mlx_nb Ctrl-C", daemon=True).start()
+        asking = threading.Thread(target=stop, name="mlx_nb Ctrl-C", daemon=True)
+        asking.start()
 
     before = signal.signal(signal.SIGINT, ask)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+        if asking is not None:
+            asking.join()

@@ -2,7 +2,9 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -64,3 +66,20 @@ def test_other_threads_are_left_alone() -> None:
     thread.start()
     thread.join()
     assert found == [signal.default_int_handler]
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_what_was_asked_for_is_over_at_the_end(failing: bool) -> None:
+    """A signal to a rank that came later would end the call after."""
+    told: list[str] = []
+
+    def stop() -> None:
+        time.sleep(0.3)
+        told.append("the last rank")
+
+    with suppress(ZeroDivisionError), asks(stop):
+        ctrl_c()
+        assert told == []  # the control: it takes its time
+        if failing:
+            1 / 0  # noqa: B018
+    assert told == ["the last rank"]
