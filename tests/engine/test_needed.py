@@ -60,7 +60,9 @@ def test_a_split_that_cannot_be_is_refused_before_anything_is_fetched(tmp_path: 
         files_of_share(folder, 0, 2, [2, 2], name="tiny")
 
 
-@pytest.mark.parametrize("kind", ["llama_untied", "qwen3_moe", "deepseek_v3"])
+@pytest.mark.parametrize(
+    "kind", ["llama_untied", "qwen3_moe", pytest.param("deepseek_v3", marks=pytest.mark.soak)]
+)
 @pytest.mark.parametrize("changes", [{}, {"bits": 8, "dtype": "bfloat16"}], ids=["float32", "8 bits"])
 def test_ranks_that_have_only_their_own_files_give_the_same_tokens(
     kind: str, changes: dict[str, object], tmp_path: Path

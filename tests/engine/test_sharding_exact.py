@@ -32,6 +32,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], str | None]] = {
     "llama bfloat16": ("llama", {"dtype": "bfloat16"}, "native"),
     "gemma3 bfloat16": ("gemma3", {"dtype": "bfloat16"}, "native"),
 }
+# A spread of how models are built and stored; the others are in the soak tier, as all architectures are.
+SPREAD = ("llama", "qwen3_moe", "gemma3", "rwkv7", "llama 4 bits", "untied 4 bits, packed", "gemma3 bfloat16")
 CUTS = {
     4: [[4], [3, 1], [1, 3], [1, 2, 1]],
     5: [[5], [3, 2], [1, 4], [4, 1], [2, 2, 1], [1, 3, 1]],
@@ -62,7 +64,13 @@ class OneProcess:
         return [int(token) for token, _ in generate_step(mx.array(PROMPT), self.model, max_tokens=12)]
 
 
-@pytest.fixture(scope="module", params=VARIANTS, ids=lambda name: name.replace(" ", "_"))
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, id=name.replace(" ", "_"), marks=[] if name in SPREAD else pytest.mark.soak)
+        for name in VARIANTS
+    ],
+)
 def case(request: pytest.FixtureRequest, tiny: Tiny) -> tuple[Path, str | None, OneProcess]:
     kind, wishes, dtype = VARIANTS[request.param]
     folder = tiny(kind, **wishes)

@@ -73,7 +73,17 @@ def test_a_pass_stops_as_the_model_is_built(tiny: Tiny, split: list[int]) -> Non
     stepper.close()
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma3", "qwen3_moe", "rwkv7", "mamba2", "deepseek_v3"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "llama",
+        "gemma3",
+        pytest.param("qwen3_moe", marks=pytest.mark.soak),
+        "rwkv7",
+        pytest.param("mamba2", marks=pytest.mark.soak),
+        pytest.param("deepseek_v3", marks=pytest.mark.soak),
+    ],
+)
 @pytest.mark.parametrize("stride", ["into", "over", "layer", "rank", "token"])
 def test_stepping_to_the_end_gives_the_free_runs_tokens(tiny: Tiny, kind: str, stride: str) -> None:
     stages = make_stages(tiny(kind), {7: [3, 2, 2]}.get(7 if kind == "gemma3" else 5, [2, 2, 1]))
