@@ -51,7 +51,7 @@ class LiveKV:
         self._kv = pipe.kv_cache() if kv is None else kv
         self._layer, self._buffer = -1, "keys"
         self.forks: list[Debugger] = []
-        self._seen, self._looking = self._key(), False
+        self._seen, self._looking, self._acts = self._key(), False, 0
         self._is_value = kv is not None
         self.view = KVView(self._state())
         asks = {
@@ -96,11 +96,14 @@ class LiveKV:
             self.view.show({**self.view.state, "sequence": 0, **self._run()})
             return EVERY_S
         self._looking = True
-        self.live.later(self._look)
+        acts = self._acts
+        self.live.later(lambda: self._look(acts))
         return FOLLOW_S if key[1] else EVERY_S
 
-    def _look(self) -> None:
+    def _look(self, acts: int) -> None:
         try:
+            if acts != self._acts:
+                return  # what a button did meanwhile is shown, with its sentence
             self._kv = self._pipe.kv_cache()
             self._show(unasked=True)
         finally:
@@ -222,6 +225,7 @@ class LiveKV:
     def _refresh(self, _details: dict[str, Any], sentence: str = "") -> None:
         self._check_reach()
         self._seen = self._key()
+        self._acts += 1
         self._kv = self._pipe.kv_cache()
         self._show(sentence)
 

@@ -144,6 +144,7 @@ def step_look_and_pause(desk: Desk) -> None:
     desk.press("kv", "Rewind")
     desk.until("kv", "The run stands at decode 37:38")
     desk.until("stepper", "about to look up the tokens' embeddings")
+    desk.view("stepper").locator("button[aria-disabled='false']", has_text="Run").wait_for()
     desk.view("stepper").focus()
     desk.page.keyboard.press("c")
     desk.until("stepper", "The run has ended")

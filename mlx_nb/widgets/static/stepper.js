@@ -25,7 +25,7 @@
  *            text: string, error: string}} State
  */
 
-import { h, lineTo, ZERO, RESERVED, strength, colour, WORDS } from "./view.js";
+import { h, lineTo, ownKeys, ZERO, RESERVED, strength, colour, WORDS } from "./view.js";
 import { foldedDetails } from "./stepper_details.js";
 
 /** The strides: name, label, key, tooltip; in groups as pdb's users know them. */
@@ -611,6 +611,7 @@ function render({ model, el }) {
 
   el.append(root);
   const line = lineTo(model, root);
+  ownKeys(root, signal);
   drawState();
 
   return () => {

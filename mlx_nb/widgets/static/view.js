@@ -77,6 +77,18 @@ export function lineTo(model, root, over = () => {}) {
   };
 }
 
+/**
+ * Keep a view's keys from the page's shortcuts. Notebook 7 looks for those before the view hears a key: there `c` would
+ * copy the cell, and `x` cut it. Lumino leaves alone what has this attribute; Ctrl+S still saves the notebook.
+ * @param {HTMLElement} root @param {AbortSignal} signal
+ */
+export function ownKeys(root, signal) {
+  window.addEventListener("keydown", (event) => {
+    const plain = !event.ctrlKey && !event.metaKey && !event.altKey && (event.key.length === 1 || event.key === "Enter");
+    root.toggleAttribute("data-lm-suppress-shortcuts", plain && root.contains(/** @type {Node} */ (event.target)));
+  }, { signal, capture: true });
+}
+
 /** Set a text only if it is another one, so that a screen reader hears changes alone. */
 export function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
@@ -222,6 +234,7 @@ export function frame({ model, el }, name, label) {
   const root = h(`div.mlxnb-view.mlxnb-${name}`, { role: "group", tabindex: 0, "aria-label": label }, header, body, sentence, error);
 
   const line = lineTo(model, root, () => forgetAll());
+  ownKeys(root, signal);
 
   /** Listen to the model until the view ends. @param {string} event @param {Function} callback */
   function on(event, callback) {
