@@ -11,7 +11,7 @@ from typing import Any
 import mlx.nn as nn
 
 from mlx_nb.engine.layers import named_modules, transformer_layers
-from mlx_nb.engine.mlx_lm_api import load_adapters
+from mlx_nb.engine.mlx_lm_api import load_adapters, settle_random_state
 from mlx_nb.engine.provenance import Provenance, and_more, shapes_before
 from mlx_nb.engine.weights import TensorInfo, read_header
 from mlx_nb.shared.errors import AdapterError, MlxNbError, WeightsError
@@ -110,6 +110,7 @@ class Adapter:
         try:
             with shapes_before() as shapes:
                 load_adapters(model, self.folder)
+                settle_random_state()
         except MlxNbError:
             raise
         except Exception as error:

@@ -1,19 +1,21 @@
 """When a rank computes, waits and sends in one run: three kinds of spans, noted as they end."""
 
 import time
+from array import array
 
-from mlx_nb.shared.timeline import COMPUTE, WAIT, RankTimes, Span
+from mlx_nb.shared.timeline import COMPUTE, KINDS, WAIT, RankTimes, Span
 
 
 class Clock:
     """Notes what one rank does; costs two readings of the clock a span.
 
-    Attributes:
-        spans: What has been noted, in order; the one under way is not among them.
+    A token has three or four spans, and a run thousands of tokens: they are kept as bare numbers, 21 bytes each.
     """
 
     def __init__(self) -> None:
-        self.spans: list[Span] = []
+        self._passes: list[tuple[int, str, int, int]] = []
+        self._of_pass, self._kinds = array("i"), array("b")
+        self._begin_s, self._end_s = array("d"), array("d")
         self._kind = ""
         self._paused = ""
         self._pass: tuple[int, str, int, int] = (-1, "", 0, 0)
@@ -44,20 +46,29 @@ class Clock:
         """Note the span under way, and begin another."""
         now = time.monotonic()
         if self._kind:
-            index, phase, start, stop = self._pass
-            self.spans.append(
+            if not self._passes or self._passes[-1] is not self._pass:
+                self._passes.append(self._pass)
+            self._of_pass.append(len(self._passes) - 1)
+            self._kinds.append(KINDS.index(self._kind))
+            self._begin_s.append(self._since)
+            self._end_s.append(now)
+        self._kind, self._since = kind, now
+
+    def times(self) -> RankTimes:
+        """What was noted, on the clock that all hosts share."""
+        spans = []
+        noted = zip(self._of_pass, self._kinds, self._begin_s, self._end_s, strict=True)
+        for place, kind, begin_s, end_s in noted:
+            index, phase, start, stop = self._passes[place]
+            spans.append(
                 Span(
                     index=index,
                     phase=phase,
                     start=start,
                     stop=stop,
-                    kind=self._kind,
-                    begin_s=self._since,
-                    end_s=now,
+                    kind=KINDS[kind],
+                    begin_s=begin_s,
+                    end_s=end_s,
                 )
             )
-        self._kind, self._since = kind, now
-
-    def times(self) -> RankTimes:
-        """What was noted, on the clock that all hosts share."""
-        return RankTimes(spans=tuple(self.spans), epoch_s=time.time() - time.monotonic())
+        return RankTimes(spans=tuple(spans), epoch_s=time.time() - time.monotonic())

@@ -18,7 +18,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_nb.engine.context import ACTIVE
 from mlx_nb.engine.crossing import Crossing
 from mlx_nb.engine.kv import is_kv_entry, make_kv_cache, state_arrays
-from mlx_nb.engine.mlx_lm_api import dequantize_model, load_model
+from mlx_nb.engine.mlx_lm_api import dequantize_model, load_model, settle_random_state
 from mlx_nb.engine.model_code import ModelCode
 from mlx_nb.engine.own_code import check_code
 from mlx_nb.engine.provenance import Provenance, and_more, watching
@@ -104,6 +104,7 @@ def build_model(
         with watching() as provenance:
             classes = code.classes if code is not None else None
             model = load_model(folder, trust_remote_code=trust_remote_code, classes=classes)
+            settle_random_state()
     except UnfitWeightsError as error:
         if code is None:
             raise

@@ -7,7 +7,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_nb.engine.loading import read_config
-from mlx_nb.engine.mlx_lm_api import model_classes
+from mlx_nb.engine.mlx_lm_api import model_classes, settle_random_state
 from mlx_nb.engine.own_code import check_code
 from mlx_nb.engine.weights import read_header, read_index
 from mlx_nb.shared.errors import MlxNbError, ModelError
@@ -33,6 +33,7 @@ def build_unloaded(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     try:
         model_class, args_class = model_classes(config)
         model: nn.Module = model_class(args_class.from_dict(config))
+        settle_random_state()
     except MlxNbError:
         raise
     except Exception as error:
