@@ -91,6 +91,10 @@ class Running:
                     loop.run(launcher.join(5), 10)
 
 
+MPI_HICCUP = "listener thread failed to start"
+"""What mpirun (Open MPI 5.0.11) says in about one of some hundred starts, before any rank exists; the next start succeeds."""
+
+
 def new_name(spec: ClusterSpec) -> str:
     """A name no other cluster has: ``local-7f3a``."""
     stem = Path(spec.profile).name if spec.profile else "hosts" if spec.hosts else "local"
@@ -107,6 +111,15 @@ def bring_up(name: str, spec: ClusterSpec, profile: Config, progress: Progress |
         ClusterStartError: It did not come up; everything that had started is stopped again.
         KeyboardInterrupt: The user changed their mind; likewise.
     """
+    try:
+        return _bring_up(name, spec, profile, progress)
+    except ClusterStartError as error:
+        if MPI_HICCUP not in error.problem:
+            raise
+        return _bring_up(name, spec, profile, progress)
+
+
+def _bring_up(name: str, spec: ClusterSpec, profile: Config, progress: Progress | None) -> Running:
     tell = progress or (lambda _stage, _done, _of: None)
     deadline_s = time.monotonic() + launch.start_timeout_s(profile)
     folder = records.runtime_folder() / name

@@ -5,6 +5,7 @@ import re
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from mlx_nb.client import records
 from mlx_nb.client.cluster import Cluster
 from mlx_nb.client.current import current
+from mlx_nb.client.launch import MPIEXEC_VARIABLE, find_mpiexec
 from mlx_nb.shared.errors import (
     ClusterStartError,
     OptionError,
@@ -87,6 +89,37 @@ def test_an_mpi_that_does_not_start_is_quoted_and_cleaned_up(monkeypatch: pytest
     assert error.value.fix
     assert names_and_processes() == before
     assert current.cluster is None
+
+
+HICCUP = """#!/bin/sh
+if mkdir {folder} 2>/dev/null; then
+  echo "The PMIx server's {said}. We cannot" >&2
+  echo "continue." >&2
+  exit 1
+fi
+exec {mpiexec} "$@"
+"""
+
+
+@pytest.mark.parametrize("said", ["listener thread failed to start", "other thread failed"])
+def test_an_mpi_that_fails_by_its_own_chance_is_started_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: str
+) -> None:
+    """As real ones did; the control: what else it says is told."""
+    before = names_and_processes()
+    script = tmp_path / "mpiexec"
+    script.write_text(HICCUP.format(folder=tmp_path / "seen", said=said, mpiexec=find_mpiexec()))
+    script.chmod(0o755)
+    monkeypatch.setenv(MPIEXEC_VARIABLE, str(script))
+
+    if "listener" not in said:
+        with pytest.raises(ClusterStartError, match=said):
+            Cluster.start()
+    else:
+        with Cluster.start() as cluster:
+            assert [info.state for info in cluster.ranks] == ["idle", "idle"]
+    assert (tmp_path / "seen").exists()
+    assert names_and_processes() == before
 
 
 def test_a_start_has_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:

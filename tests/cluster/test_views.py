@@ -238,7 +238,7 @@ def test_the_kv_view_follows_a_stepper_and_goes_back_for_what_it_said(pipe2: Pip
         assert {row["offset"] for row in live.view.state["rows"]} == {"37"}
         live._trim({"count": 4})
         assert dbg.position.start == 33
-        assert "there are not 9 passes" in live._cost({"count": 9}).content["rewind"]
+        assert "no pass begins 9 before this place" in live._cost({"count": 9}).content["rewind"]
 
 
 def test_the_kv_view_follows_runs_and_pause_shows_what_a_running_one_holds(pipe2: Pipe) -> None:
