@@ -126,7 +126,7 @@ def standing(pipe: Pipe, situation: str) -> Iterator[Debugger]:
             dbg = pipe.pm()
         case "ctrl-c":
             dbg = pipe.debug(IDS, max_tokens=3000, **CHUNKS)
-            with ctrl_c(0.3):
+            with ctrl_c(0.6):
                 dbg.run()
         case _:
             dbg = pipe.debug(IDS, max_tokens=4, **CHUNKS)
