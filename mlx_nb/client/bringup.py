@@ -92,7 +92,7 @@ class Running:
 
 
 MPI_HICCUP = "listener thread failed to start"
-"""What mpirun (Open MPI 5.0.11) says in about one of some hundred starts, before any rank exists; the next start succeeds."""
+"""What mpirun (Open MPI 5.0.11) said twice in a day of starts, before any rank existed; the next start succeeded."""
 
 
 def new_name(spec: ClusterSpec) -> str:

@@ -65,8 +65,12 @@ def kv_bits(pipe: LoopbackPipe) -> list[bytes]:
     ("kind", "options"),
     [
         *[(kind, {}) for kind in KINDS],
-        ("llama", {"temp": 0.9, "seed": 5}),
-        ("rwkv7", {"temp": 0.9, "seed": 5}),
+        *[
+            pytest.param(
+                kind, {"temp": 0.9, "seed": 5}, marks=[] if kind in ("llama", "rwkv7") else pytest.mark.soak
+            )
+            for kind in KINDS
+        ],
         *[(kind, {"max_kv_size": 12}) for kind in ("llama", "qwen3_moe")],  # the others make their own
         ("llama", {"kv_bits": 8, "kv_group_size": 32}),
     ],
